@@ -1,0 +1,42 @@
+# `make demo` and `make test` set up everything they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check format protos bench clean
+
+$(BIN)/arbitrage: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(BIN)/arbitrage ## solve bundled problems with the shipped models and print what it cost
+	$(BIN)/arbitrage demo
+
+test: $(VENV)/.dev ## every test
+	$(BIN)/pytest
+
+check: $(VENV)/.dev ## what CI runs before the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+	$(BIN)/python protos/generate.py --check
+	$(BIN)/pytest -m 'not slow'
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cd protos && ../$(BIN)/buf format --write
+
+protos: $(VENV)/.dev ## regenerate arbitrage/v1 from protos/
+	$(BIN)/python protos/generate.py
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.tiny --json benchmarks/results/tiny.json
