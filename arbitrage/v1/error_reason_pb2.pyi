@@ -1,0 +1,50 @@
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from typing import ClassVar as _ClassVar
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ERROR_REASON_UNSPECIFIED: _ClassVar[ErrorReason]
+    ERROR_REASON_MALFORMED_MESSAGE: _ClassVar[ErrorReason]
+    ERROR_REASON_PROBLEM_EMPTY: _ClassVar[ErrorReason]
+    ERROR_REASON_PROBLEM_TOO_LARGE: _ClassVar[ErrorReason]
+    ERROR_REASON_POLICY_UNKNOWN: _ClassVar[ErrorReason]
+    ERROR_REASON_THRESHOLD_OUT_OF_RANGE: _ClassVar[ErrorReason]
+    ERROR_REASON_BUDGET_OUT_OF_RANGE: _ClassVar[ErrorReason]
+    ERROR_REASON_SAMPLING_OUT_OF_RANGE: _ClassVar[ErrorReason]
+    ERROR_REASON_FIELD_INVALID: _ClassVar[ErrorReason]
+    ERROR_REASON_CONTEXT_TOO_LONG: _ClassVar[ErrorReason]
+    ERROR_REASON_SESSION_STORE_UNAVAILABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_CALIBRATION_UNAVAILABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_OVERLOADED: _ClassVar[ErrorReason]
+    ERROR_REASON_DRAFT_UNAVAILABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_TARGET_UNAVAILABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_PRM_UNAVAILABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_ROUTER_UNAVAILABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_NOT_SERVING: _ClassVar[ErrorReason]
+    ERROR_REASON_DEADLINE_EXCEEDED: _ClassVar[ErrorReason]
+    ERROR_REASON_CANCELLED: _ClassVar[ErrorReason]
+    ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
+ERROR_REASON_UNSPECIFIED: ErrorReason
+ERROR_REASON_MALFORMED_MESSAGE: ErrorReason
+ERROR_REASON_PROBLEM_EMPTY: ErrorReason
+ERROR_REASON_PROBLEM_TOO_LARGE: ErrorReason
+ERROR_REASON_POLICY_UNKNOWN: ErrorReason
+ERROR_REASON_THRESHOLD_OUT_OF_RANGE: ErrorReason
+ERROR_REASON_BUDGET_OUT_OF_RANGE: ErrorReason
+ERROR_REASON_SAMPLING_OUT_OF_RANGE: ErrorReason
+ERROR_REASON_FIELD_INVALID: ErrorReason
+ERROR_REASON_CONTEXT_TOO_LONG: ErrorReason
+ERROR_REASON_SESSION_STORE_UNAVAILABLE: ErrorReason
+ERROR_REASON_CALIBRATION_UNAVAILABLE: ErrorReason
+ERROR_REASON_OVERLOADED: ErrorReason
+ERROR_REASON_DRAFT_UNAVAILABLE: ErrorReason
+ERROR_REASON_TARGET_UNAVAILABLE: ErrorReason
+ERROR_REASON_PRM_UNAVAILABLE: ErrorReason
+ERROR_REASON_ROUTER_UNAVAILABLE: ErrorReason
+ERROR_REASON_NOT_SERVING: ErrorReason
+ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason
+ERROR_REASON_CANCELLED: ErrorReason
+ERROR_REASON_INTERNAL: ErrorReason
