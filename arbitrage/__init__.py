@@ -1,0 +1,1 @@
+"""Step-level speculative reasoning, routed by predicted advantage."""
