@@ -1,0 +1,208 @@
+"""The Python client: an async and a sync transport around one description of a call.
+
+async with AsyncArbitrageClient("localhost:50050") as client:
+    async for event in client.stream("1 + 1?", policy=Arbitrage(target_share=0.3)):
+        ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Generator
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+import grpc.aio
+
+from arbitrage.calls import Attempts, RequestOptions, Solution, SolutionCall, solution_of
+from arbitrage.core.errors import Cancelled
+from arbitrage.core.events import Event
+from arbitrage.policy_specs import (
+    Arbitrage,
+    DraftOnly,
+    FirstTokenEntropy,
+    Oracle,
+    PolicySpec,
+    Random,
+    Rsd,
+    TargetOnly,
+)
+from arbitrage.request import BudgetSpec, ChatMessage, ChatRole, Problem
+from arbitrage.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from arbitrage.wire import Capabilities, RoleModel, capabilities_from_proto
+
+__all__ = [
+    "Arbitrage",
+    "ArbitrageClient",
+    "AsyncArbitrageClient",
+    "BudgetSpec",
+    "Capabilities",
+    "ChatMessage",
+    "ChatRole",
+    "DraftOnly",
+    "FirstTokenEntropy",
+    "Oracle",
+    "PolicySpec",
+    "Problem",
+    "Random",
+    "RequestOptions",
+    "RoleModel",
+    "Rsd",
+    "Solution",
+    "TargetOnly",
+]
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+)
+
+
+class AsyncArbitrageClient:
+    """Talks to an orchestrator from asyncio. Close it, or use it as a context manager.
+
+    `retries` is how often a call that found nobody is made again before its first event; later
+    than that, steps would be decoded and paid for twice.
+    """
+
+    def __init__(self, address: str, *, retries: int = 2) -> None:
+        self._address = address
+        self._retries = retries
+        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
+        self._streams: set[grpc.aio.UnaryStreamCall[Any, Any]] = set()
+
+    async def stream(
+        self, problem: Problem, **options: Unpack[RequestOptions]
+    ) -> AsyncGenerator[Event, None]:
+        """Yields the events of one solution, `Finished` last. Closing it cancels the request.
+
+        Raises:
+            ArbitrageError: the class that stands for the error's reason.
+        """
+        call = SolutionCall(self._address, self._retries, problem, options)
+        while True:
+            messages = self._stub.GenerateSolution(
+                call.request, timeout=call.attempts.time_left_s()
+            )
+            self._streams.add(messages)
+            try:
+                async for message in messages:
+                    yield call.received(message)
+                call.ended()
+                return
+            except grpc.RpcError as error:
+                delay_s = call.failed(error)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # Nobody cancels the task: so does gRPC end a stream that `close` cancelled.
+                raise Cancelled("the client was closed before the stream ended") from None
+            finally:
+                self._streams.discard(messages)
+                messages.cancel()
+            await asyncio.sleep(delay_s)
+
+    async def solve(self, problem: Problem, **options: Unpack[RequestOptions]) -> Solution:
+        """Returns the finished solution; raises as `stream` does."""
+        return solution_of([event async for event in self.stream(problem, **options)])
+
+    async def capabilities(self, *, timeout_s: float = 10.0) -> Capabilities:
+        """Asks the server what it can do."""
+        attempts = Attempts(self._address, self._retries, timeout_s)
+        while True:
+            try:
+                message = await self._stub.GetCapabilities(
+                    orchestrator_pb2.GetCapabilitiesRequest(), timeout=attempts.time_left_s()
+                )
+                return capabilities_from_proto(message)
+            except grpc.RpcError as error:
+                delay_s = attempts.failed(error)
+            await asyncio.sleep(delay_s)
+
+    async def close(self) -> None:
+        """Closes the connection; streams still open end with `Cancelled`."""
+        # A channel of grpc.aio finds only some of its calls when it is closed.
+        for messages in tuple(self._streams):
+            messages.cancel()
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class ArbitrageClient:
+    """Talks to an orchestrator from ordinary code; otherwise as `AsyncArbitrageClient`."""
+
+    def __init__(self, address: str, *, retries: int = 2) -> None:
+        self._address = address
+        self._retries = retries
+        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
+
+    def stream(
+        self, problem: Problem, **options: Unpack[RequestOptions]
+    ) -> Generator[Event, None, None]:
+        """Yields the events of one solution, `Finished` last. Closing it cancels the request.
+
+        Raises:
+            ArbitrageError: the class that stands for the error's reason.
+        """
+        call = SolutionCall(self._address, self._retries, problem, options)
+        while True:
+            messages = self._stub.GenerateSolution(
+                call.request, timeout=call.attempts.time_left_s()
+            )
+            try:
+                for message in messages:
+                    yield call.received(message)
+                call.ended()
+                return
+            except grpc.RpcError as error:
+                delay_s = call.failed(error)
+            finally:
+                messages.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs say no type
+            time.sleep(delay_s)
+
+    def solve(self, problem: Problem, **options: Unpack[RequestOptions]) -> Solution:
+        """Returns the finished solution; raises as `stream` does."""
+        return solution_of(self.stream(problem, **options))
+
+    def capabilities(self, *, timeout_s: float = 10.0) -> Capabilities:
+        """Asks the server what it can do."""
+        attempts = Attempts(self._address, self._retries, timeout_s)
+        while True:
+            try:
+                message = self._stub.GetCapabilities(
+                    orchestrator_pb2.GetCapabilitiesRequest(), timeout=attempts.time_left_s()
+                )
+                return capabilities_from_proto(message)
+            except grpc.RpcError as error:
+                delay_s = attempts.failed(error)
+            time.sleep(delay_s)
+
+    def close(self) -> None:
+        """Closes the connection; streams still open end with `Cancelled`."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
