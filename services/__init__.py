@@ -1,0 +1,1 @@
+"""The processes of the product, and what they share."""

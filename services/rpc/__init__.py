@@ -1,0 +1,1 @@
+"""The gRPC plumbing every service stands on: settings, server, conversion, clients."""

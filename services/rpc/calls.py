@@ -1,0 +1,137 @@
+"""One question to a model service: its deadline, its repeats, and what its failure means."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc.aio
+from google.protobuf.message import Message
+
+from arbitrage.core.errors import (
+    ArbitrageError,
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    InvalidRequest,
+    ModelUnavailable,
+    Overloaded,
+    Unavailable,
+)
+from arbitrage.status import from_rpc_error
+
+_OVERLOADED_REPEATS = 3
+# A model that is overloaded and says 0 s is not asked again in a busy loop.
+_LEAST_RETRY_S = 0.01
+MessageT = TypeVar("MessageT", bound=Message)
+ValueT = TypeVar("ValueT")
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """How long a model call may take, in seconds.
+
+    `timeout_s` bounds any call. A call with a time limit of its own gets `grace_s` more than that,
+    for the way there and back: the model ends the step in time, the transport only backs it up.
+    A question about the model itself gets `grace_s`.
+    """
+
+    timeout_s: float = 120.0
+    grace_s: float = 2.0
+
+
+DEFAULT_LIMITS = CallLimits()
+
+
+class ModelCall:
+    """One question to a model: how long it may take, whether it is asked again, what it ends with.
+
+    `limit_s` bounds it as it does any call; `own_limit_s` is what its request's time allows.
+    A model that is overloaded is asked again when it says, a few times and within that time.
+    """
+
+    def __init__(
+        self,
+        unavailable: type[ModelUnavailable],
+        limit_s: float,
+        own_limit_s: float | None = None,
+    ) -> None:
+        self._unavailable = unavailable
+        self._role = unavailable.__name__.removesuffix("Unavailable").lower()
+        self._is_bound_by_request = own_limit_s is not None and own_limit_s < limit_s
+        bound_s = limit_s if own_limit_s is None else min(limit_s, own_limit_s)
+        self._deadline_s = time.monotonic() + bound_s
+        self._repeats_left = _OVERLOADED_REPEATS
+
+    def timeout_s(self) -> float:
+        """Returns the seconds the model has for its answer.
+
+        Raises:
+            DeadlineExceeded: there are none; with a timeout of 0 s gRPC would still try its luck.
+        """
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0.0:
+            raise DeadlineExceeded(f"the time limit was over before the {self._role} was asked")
+        return left_s
+
+    async def failed(self, error: grpc.aio.AioRpcError, *, may_repeat: bool = True) -> None:
+        """Returns when the question may be asked again.
+
+        Raises:
+            ArbitrageError: it may not; what the failure means for the request.
+        """
+        wait_s = self._repeat_after_s(error) if may_repeat else None
+        if wait_s is None:
+            raise self._typed(error) from error
+        self._repeats_left -= 1
+        await asyncio.sleep(wait_s)
+
+    def answer(self, convert: Callable[[MessageT], ValueT], message: MessageT) -> ValueT:
+        """Returns the core value of the model's answer.
+
+        Raises:
+            Internal: it cannot be one; names the role, for the caller is not to blame.
+        """
+        try:
+            return convert(message)
+        except (InvalidRequest, Internal) as error:
+            raise Internal(f"{self._role}: its answer cannot be used: {error}") from error
+
+    def _repeat_after_s(self, error: grpc.aio.AioRpcError) -> float | None:
+        known = from_rpc_error(error, self._unavailable)
+        if not isinstance(known, Overloaded) or not self._repeats_left:
+            return None
+        wait_s = max(_LEAST_RETRY_S, known.retry_after_s)
+        return wait_s if wait_s < self._deadline_s - time.monotonic() else None
+
+    def _typed(self, error: grpc.aio.AioRpcError) -> ArbitrageError:
+        known = from_rpc_error(error, self._unavailable)
+        if isinstance(known, DeadlineExceeded) and self._is_bound_by_request:
+            # The request's own time was over before the time that any call may take.
+            return known
+        # A server that stops cancels its calls, one that hangs runs into the deadline of any call,
+        # and one that stays overloaded has no place: for the request, the model is not there.
+        if isinstance(known, Unavailable | DeadlineExceeded | Cancelled | Overloaded):
+            return known if isinstance(known, self._unavailable) else self._unavailable(str(known))
+        if isinstance(known, Internal):
+            return Internal(f"{self._role}: {known}")
+        return known
+
+
+async def asked(
+    call: ModelCall, method: Callable[..., Awaitable[MessageT]], request: Message
+) -> MessageT:
+    """Returns a model's one answer; raises as `ModelCall.failed` does."""
+    while True:
+        try:
+            return await method(request, timeout=call.timeout_s())
+        except grpc.aio.AioRpcError as error:
+            await call.failed(error)
+
+
+def left_s(deadline_s: float | None) -> float | None:
+    """Returns the seconds until a moment of the monotonic clock, never below 0."""
+    return None if deadline_s is None else max(0.0, deadline_s - time.monotonic())

@@ -1,0 +1,160 @@
+"""Runs a service as a program: settings, logging, signals, ready file, exit code.
+
+Exit codes: 0 after a clean stop, 2 where the program cannot start as it was told to, 1 on a
+defect. A second signal ends the program at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from services.rpc.server import Listener, PortTaken, RpcServer
+from services.rpc.settings import SettingsError, SettingsT, read_settings, variable_of
+from services.rpc.telemetry import MetricsEndpoint, Telemetry
+
+_log = logging.getLogger("arbitrage")
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class StartError(Exception):
+    """The program cannot start as it was told to. The message says why and how to mend it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program(Generic[SettingsT]):
+    """One service program.
+
+    `build` makes the servicer, ready to answer, and takes down what it made when it is left.
+    """
+
+    component: str
+    service: ServiceDescriptor
+    settings: type[SettingsT]
+    build: Callable[[SettingsT, Telemetry], AbstractAsyncContextManager[object]]
+
+
+def main(program: Program[SettingsT]) -> int:
+    """Runs `program` until it is told to stop, and returns its exit code."""
+    try:
+        settings = read_settings(program.settings, os.environ)
+    except SettingsError as error:
+        for problem in error.problems:
+            _complain(program.component, problem)
+        return 2
+    logging.basicConfig(level=settings.log_level, format=_LOG_FORMAT, stream=sys.stderr)
+    try:
+        asyncio.run(_run(program, settings))
+    except StartError as error:
+        _complain(program.component, str(error))
+        return 2
+    return 0
+
+
+async def _run(program: Program[SettingsT], settings: SettingsT) -> None:
+    await _Run(program, settings).run()
+
+
+def _complain(component: str, problem: str) -> None:
+    sys.stderr.write(f"{component}: {problem}\n")
+
+
+class _Run(Generic[SettingsT]):
+    """One run of a program, from its ports to its last call."""
+
+    def __init__(self, program: Program[SettingsT], settings: SettingsT) -> None:
+        self._program = program
+        self._settings = settings
+        self._telemetry = Telemetry()
+        self._stopping = asyncio.Event()
+        self._start_error: StartError | None = None
+        listener = Listener(
+            settings.host, settings.port, settings.max_message_mib, settings.write_timeout_s
+        )
+        self._server = RpcServer(program.service, listener, self._telemetry)
+
+    async def run(self) -> None:
+        """Serves until a signal comes, then lets running calls end.
+
+        Raises:
+            StartError
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        metrics = self._listen_for_metrics()
+        try:
+            async with asyncio.TaskGroup() as group:
+                serving = group.create_task(self._serve(metrics.port))
+                await self._stopping.wait()
+                if not self._server.gate.is_open:
+                    # Still loading its model or waiting for others: there is nothing to end.
+                    serving.cancel()
+        finally:
+            await asyncio.to_thread(metrics.close)
+        if self._start_error is not None:
+            raise self._start_error
+        _log.info("%s stopped", self._program.component)
+
+    def _stop(self, number: int) -> None:
+        if self._stopping.is_set():
+            os._exit(128 + number)
+        _log.info("signal %s: stopping", signal.Signals(number).name)
+        self._stopping.set()
+
+    def _listen_for_metrics(self) -> MetricsEndpoint:
+        settings = self._settings
+        try:
+            return MetricsEndpoint.start(self._telemetry, settings.host, settings.metrics_port)
+        except OSError as error:
+            raise _port_taken("metrics_port", settings.host, settings.metrics_port) from error
+
+    async def _serve(self, metrics_port: int) -> None:
+        settings, server = self._settings, self._server
+        try:
+            try:
+                await server.start()
+            except PortTaken as error:
+                raise _port_taken("port", settings.host, settings.port) from error
+            async with self._program.build(settings, self._telemetry) as servicer:
+                await server.open(servicer)
+                await self._announce(metrics_port)
+                await self._stopping.wait()
+                await server.drain(settings.shutdown_grace_s)
+        except StartError as error:
+            self._start_error = error
+            self._stopping.set()
+        finally:
+            await server.stop()
+
+    async def _announce(self, metrics_port: int) -> None:
+        address = self._server.address
+        _log.info("serving %s on %s (metrics %d)", self._program.component, address, metrics_port)
+        if self._settings.ready_file is not None:
+            ready = {"address": address, "metrics_port": metrics_port, "pid": os.getpid()}
+            await asyncio.to_thread(_write_at_once, self._settings.ready_file, json.dumps(ready))
+
+
+def _port_taken(field: str, host: str, port: int) -> StartError:
+    return StartError(
+        f"{variable_of(field)}: cannot listen on {host}:{port}, most likely because another "
+        f"program does; stop it, or set {variable_of(field)} to a free port (0 takes any)"
+    )
+
+
+def _write_at_once(path: Path, text: str) -> None:
+    # Whoever waits for the file must never read half of it.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

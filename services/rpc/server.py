@@ -1,0 +1,125 @@
+"""A gRPC server as every program of this product runs one: health, reflection, gate, drain."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import grpc.aio
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.rpc.gate import Gate
+from services.rpc.handlers import ServiceHandlers
+from services.rpc.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
+_MIB = 1 << 20
+# What gRPC gets for sending the last call's status, and calls past the grace for ending.
+_FLUSH_GRACE_S = 1.0
+
+
+class PortTaken(Exception):
+    """Nobody can listen at this address, most likely because another program does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Where and how a server listens. Port 0 takes a free one.
+
+    A caller that takes no message for `write_timeout_s` seconds loses its call.
+    """
+
+    host: str
+    port: int
+    max_message_mib: int = 16
+    write_timeout_s: float = 30.0
+
+
+class RpcServer:
+    """Serves one proto service.
+
+    It listens from `start` on, but refuses calls and is NOT_SERVING until `open`; `drain` goes
+    back to that and lets the calls inside end.
+    """
+
+    def __init__(
+        self, service: ServiceDescriptor, listener: Listener, telemetry: Telemetry
+    ) -> None:
+        self.gate = Gate()
+        self._service = service
+        self._listener = listener
+        self._handlers = ServiceHandlers(
+            service, self.gate, telemetry.rpc, listener.write_timeout_s
+        )
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # stubs lack it
+        size = listener.max_message_mib * _MIB
+        self._server = grpc.aio.server(
+            options=(
+                # By default a second server binds a taken port in silence and gets half the calls.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", size),
+                ("grpc.max_send_message_length", size),
+            )
+        )
+        self._server.add_generic_rpc_handlers((self._handlers,))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (service.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self.port = 0
+
+    @property
+    def address(self) -> str:
+        """Where a program on this machine reaches the server."""
+        host = self._listener.host
+        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared
+        return _address(reachable, self.port)
+
+    async def start(self) -> None:
+        """Begins to listen.
+
+        Raises:
+            PortTaken
+        """
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        address = _address(self._listener.host, self._listener.port)
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise PortTaken(address) from error
+        await self._server.start()
+
+    async def open(self, servicer: object) -> None:
+        """Lets calls in, answered by `servicer`."""
+        self._handlers.install(servicer)
+        self.gate.open()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuses new calls, says so to health checks, and lets running calls end.
+
+        Those that have not ended after the grace end with `NotServing`. What they run on may be
+        taken down after that.
+        """
+        await self._health.enter_graceful_shutdown()
+        self.gate.close()
+        if not await self.gate.wait_until_empty(grace_s):
+            _log.warning("calls still running after %g s are cancelled", grace_s)
+            self.gate.put_out()
+            await self.gate.wait_until_empty(_FLUSH_GRACE_S)
+
+    async def stop(self) -> None:
+        """Stops listening and cancels what still runs, health watchers included."""
+        await self._server.stop(_FLUSH_GRACE_S)
+        await self.gate.wait_until_empty(_FLUSH_GRACE_S)
+
+    async def _set_health(
+        self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType
+    ) -> None:
+        for name in ("", self._service.full_name):
+            await self._health.set(name, status)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,124 @@
+"""Settings come from `ARBITRAGE_*` variables, strictly: a bad or unknown one stops the program.
+
+Every program has one frozen settings class. Its field `max_steps` is `ARBITRAGE_MAX_STEPS`; the
+field's description is what the documentation says of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "ARBITRAGE_"
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+PositiveCount = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+class SettingsError(Exception):
+    """Settings cannot be used; `problems` has one line for each variable at fault."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class ServerSettings(BaseModel):
+    """What every program that serves gRPC can be told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: Port = Field(description="Port of the gRPC server; 0 takes a free one.")
+    metrics_port: Port = Field(9464, description="Port of /metrics; 0 takes a free one.")
+    ready_file: Path | None = Field(
+        None, description="File that gets address, metrics port and pid as JSON once serving."
+    )
+    shutdown_grace_s: Seconds = Field(
+        30.0, description="Time running calls get to end after SIGTERM, in seconds."
+    )
+    write_timeout_s: Seconds = Field(
+        30.0, description="Time a caller may take to read one message, in seconds."
+    )
+    max_message_mib: int = Field(
+        16, ge=1, le=1024, description="Largest message taken or sent, in MiB."
+    )
+    log_level: LogLevel = Field("INFO", description="Least severe log lines that are written.")
+    model_packs: str | None = Field(
+        None, description="Folders with model packs, searched before the shipped ones."
+    )
+
+
+SettingsT = TypeVar("SettingsT", bound=ServerSettings)
+
+
+def read_settings(kind: type[SettingsT], environ: Mapping[str, str]) -> SettingsT:
+    """Returns the settings that the `ARBITRAGE_*` variables in `environ` make.
+
+    Raises:
+        SettingsError: naming each variable that is missing, unknown or has a bad value.
+    """
+    given = {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in environ.items()
+        if name.startswith(PREFIX)
+    }
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        known = [variable_of(field) for field in kind.model_fields]
+        raise SettingsError(
+            tuple(_sentence(problem, known) for problem in error.errors(include_url=False))
+        ) from None
+
+
+def variable_of(field: str) -> str:
+    """Returns the variable that sets a field.
+
+    >>> variable_of("max_steps")
+    'ARBITRAGE_MAX_STEPS'
+    """
+    return PREFIX + field.upper()
+
+
+def _sentence(problem: Any, known: list[str]) -> str:
+    if not problem["loc"]:
+        # A check that concerns several variables; its message names them.
+        return str(problem["ctx"]["error"])
+    variable = variable_of(str(problem["loc"][0]))
+    if problem["type"] == "extra_forbidden":
+        nearest = get_close_matches(variable, known, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
+        return f"{variable}: no such setting; {hint}"
+    if problem["type"] == "missing":
+        return f"{variable}: is not set and has no default"
+    return f"{variable}: expected {_expectation(problem)}, got {problem['input']!r}"
+
+
+def _expectation(problem: Any) -> str:
+    context = problem.get("ctx", {})
+    match problem["type"]:
+        case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
+            return "an integer"
+        case "float_parsing" | "float_type" | "finite_number":
+            return "a number"
+        case "bool_parsing" | "bool_type":
+            return "true or false"
+        case "literal_error" | "enum":
+            return f"one of {context['expected']}".replace("'", "")
+        case "greater_than_equal":
+            return f"at least {context['ge']:g}"
+        case "greater_than":
+            return f"more than {context['gt']:g}"
+        case "less_than_equal":
+            return f"at most {context['le']:g}"
+        case "string_too_short":
+            return "some text"
+        case _:
+            return str(problem["msg"])

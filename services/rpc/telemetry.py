@@ -1,0 +1,96 @@
+"""Metrics: their registry, the ones every server has, and the port they are read on.
+
+Each program has a registry of its own, so that two servers in one process do not share counts.
+Labels are bounded, and every series is there at 0 from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any
+from wsgiref.simple_server import WSGIServer
+
+import grpc
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    start_http_server,
+)
+
+from arbitrage.status import CODES
+
+# Steps take between a millisecond (a cached answer) and minutes (a large model's long step).
+SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
+
+
+class RpcMetrics:
+    """Counts the calls a server answers."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "arbitrage_rpc_requests",
+            "Calls answered, by method and gRPC code.",
+            ("method", "code"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "arbitrage_rpc_seconds",
+            "Time from a call's arrival to its end.",
+            ("method",),
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+
+    def register(self, methods: Iterable[str]) -> None:
+        """Makes every series of these methods appear, at 0."""
+        for method in methods:
+            self._seconds.labels(method)
+            for code in (grpc.StatusCode.OK, *CODES.values()):
+                self._requests.labels(method, code.name)
+
+    def count(self, method: str, code: grpc.StatusCode, seconds: float) -> None:
+        """Counts one call that ended."""
+        self._requests.labels(method, code.name).inc()
+        self._seconds.labels(method).observe(seconds)
+
+
+class Telemetry:
+    """Holds a program's metrics."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.rpc = RpcMetrics(self.registry)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsEndpoint:
+    """Serves `/metrics` from a thread of its own, so that a busy event loop can be seen as one."""
+
+    server: WSGIServer
+    thread: Thread
+
+    @classmethod
+    def start(cls, telemetry: Telemetry, host: str, port: int) -> MetricsEndpoint:
+        """Starts listening; port 0 takes a free one.
+
+        Raises:
+            OSError: the port is taken or the address is not this machine's.
+        """
+        started: Any = start_http_server(port, host, telemetry.registry)
+        return cls(*started)
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return self.server.server_port
+
+    def close(self) -> None:
+        """Stops listening; blocks up to half a second."""
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()

@@ -1,0 +1,79 @@
+"""Settings are strict: what is wrong is named, with what was expected."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.generator.settings import GeneratorSettings
+from services.orchestrator.settings import OrchestratorSettings
+from services.rpc.settings import SettingsError, read_settings
+
+NEEDED = {"ARBITRAGE_DRAFT_ADDRESS": "d:1", "ARBITRAGE_TARGET_ADDRESS": "t:1"}
+
+
+def problems(**variables: str) -> str:
+    """Returns what is said of these variables."""
+    with pytest.raises(SettingsError) as raised:
+        read_settings(OrchestratorSettings, {**NEEDED, **variables})
+    return str(raised.value)
+
+
+def test_variables_of_other_programs_are_left_alone() -> None:
+    settings = read_settings(OrchestratorSettings, {**NEEDED, "PATH": "/bin", "HOME": "/"})
+    assert (settings.port, settings.draft_address) == (50050, "d:1")
+
+
+def test_a_bad_value_is_named_with_what_was_expected() -> None:
+    said = problems(ARBITRAGE_MAX_STEPS="ten")
+    assert said == "ARBITRAGE_MAX_STEPS: expected an integer, got 'ten'"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("ARBITRAGE_PORT", "70000", "at most 65535"),
+        ("ARBITRAGE_PORT", "-1", "at least 0"),
+        ("ARBITRAGE_CALL_TIMEOUT_S", "nan", "a number"),
+        ("ARBITRAGE_CALL_TIMEOUT_S", "0", "more than 0"),
+        ("ARBITRAGE_ROUTER_FALLBACK", "panic", "one of accept_draft, escalate or fail"),
+        ("ARBITRAGE_LOG_LEVEL", "loud", "one of DEBUG, INFO, WARNING or ERROR"),
+        ("ARBITRAGE_PRM_ADDRESS", "", "some text"),
+    ],
+)
+def test_each_kind_of_bad_value_says_what_it_should_be(
+    name: str, value: str, expected: str
+) -> None:
+    assert problems(**{name: value}) == f"{name}: expected {expected}, got {value!r}"
+
+
+def test_an_unknown_variable_is_named_with_the_nearest_known_one() -> None:
+    said = problems(ARBITRAGE_MAX_STEP="3")
+    assert said == "ARBITRAGE_MAX_STEP: no such setting; did you mean ARBITRAGE_MAX_STEPS?"
+
+
+def test_every_problem_is_told_at_once() -> None:
+    said = problems(ARBITRAGE_MAX_STEPS="ten", ARBITRAGE_PORT="x", ARBITRAGE_NO="1").split("\n")
+    assert len(said) == 3
+
+
+def test_a_setting_without_a_default_has_to_be_given() -> None:
+    with pytest.raises(SettingsError, match="ARBITRAGE_DRAFT_ADDRESS: is not set"):
+        read_settings(OrchestratorSettings, {})
+
+
+def test_a_default_above_its_cap_is_refused() -> None:
+    said = problems(ARBITRAGE_DEFAULT_STEPS="9", ARBITRAGE_MAX_STEPS="8")
+    assert said == "ARBITRAGE_DEFAULT_STEPS: expected at most ARBITRAGE_MAX_STEPS (8), got 9"
+
+
+@pytest.mark.parametrize(("role", "port"), [("draft", 50051), ("target", 50052)])
+def test_a_generator_listens_on_the_port_of_its_role(role: str, port: int) -> None:
+    variables = {"ARBITRAGE_ROLE": role, "ARBITRAGE_MODEL": "tiny"}
+    assert read_settings(GeneratorSettings, variables).port == port
+    assert read_settings(GeneratorSettings, {**variables, "ARBITRAGE_PORT": "1"}).port == 1
+
+
+def test_every_setting_is_described() -> None:
+    for kind in (GeneratorSettings, OrchestratorSettings):
+        for name, field in kind.model_fields.items():
+            assert field.description, name
