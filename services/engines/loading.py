@@ -1,0 +1,290 @@
+"""Loads a model from a folder, a pinned Hugging Face id or a GGUF file, or says why it cannot.
+
+Weights are data: safetensors or GGUF, never a pickle, and no code comes along unless the operator
+asks for it by name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from arbitrage.core.steps import ModelIdentity
+from services.engines.packed import PackedModel, UnsupportedModel
+from services.engines.tokenization import PieceTokenizer
+
+_HUB_REFERENCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
+# What makes up a model: its weights, and what says how its input is written and its head read.
+_MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
+_HEADS = ("ForCausalLM", "ForTokenClassification", "ForSequenceClassification")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+
+
+class ModelLoadError(Exception):
+    """A model cannot be loaded. The message names the reference, what is wrong and the fix."""
+
+    def __init__(self, reference: str, problem: str, fix: str) -> None:
+        self.reference = reference
+        self.problem = problem
+        self.fix = fix
+        super().__init__(f"model {reference!r}: {problem}; {fix}")
+
+
+class ModelKind(Enum):
+    """What a model's head computes; the value is the class of transformers that has it."""
+
+    CAUSAL_LM = "AutoModelForCausalLM"
+    TOKEN_CLASSIFICATION = "AutoModelForTokenClassification"  # noqa: S105 - no password
+    SEQUENCE_CLASSIFICATION = "AutoModelForSequenceClassification"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """Where and how a model's weights are held.
+
+    `dtype` None takes float32 on the CPU and bfloat16 elsewhere.
+    """
+
+    device: str = "cpu"
+    dtype: DtypeName | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch names it."""
+        name = self.dtype or ("float32" if self.device == "cpu" else "bfloat16")
+        dtype = getattr(torch, name)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to run.
+
+    `head` maps hidden states [rows, width] to logits [rows, logit_count]; `end_ids` are the tokens
+    that end a text; `folder` is where the files lie that describe the model.
+    """
+
+    reference: str
+    packed: PackedModel
+    head: Callable[[Tensor], Tensor]
+    logit_count: int
+    tokenizer: PieceTokenizer
+    bos_id: int | None
+    end_ids: frozenset[int]
+    identity: ModelIdentity
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    folder: Path
+    gguf_file: str | None
+    identity: ModelIdentity
+
+
+def load_model(
+    reference: str, kind: ModelKind, options: LoadOptions | None = None, model_id: str | None = None
+) -> LoadedModel:
+    """Loads the model that `reference` names: a folder, `org/name@revision`, or a `.gguf` file.
+
+    `model_id` is the name people see; without it, the folder's, the file's or the hub's.
+
+    Raises:
+        ModelLoadError
+    """
+    options = options or LoadOptions()
+    source = _resolve(reference, model_id, options)
+    try:
+        return _load(reference, source, kind, options)
+    except ModelLoadError:
+        raise
+    except UnsupportedModel as error:
+        raise ModelLoadError(
+            reference, f"{error} is not supported", "use a model with plain causal attention"
+        ) from error
+    except SafetensorError as error:
+        raise ModelLoadError(
+            reference, f"a weight file is damaged ({error})", "fetch the model again"
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
+        # What transformers raises on a folder it cannot read has no common class.
+        raise ModelLoadError(
+            reference,
+            f"transformers cannot load it as {kind.value} ({type(error).__name__}: {error})",
+            "check the folder's files and that the model is of this kind",
+        ) from error
+
+
+def _load(reference: str, source: _Source, kind: ModelKind, options: LoadOptions) -> LoadedModel:
+    extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
+    if source.gguf_file is not None:
+        extra["gguf_file"] = source.gguf_file
+    else:
+        extra["use_safetensors"] = True
+    auto_class = getattr(transformers, kind.value)
+    model, report = auto_class.from_pretrained(
+        source.folder, dtype=options.torch_dtype, output_loading_info=True, **extra
+    )
+    _refuse_random_weights(reference, model, report)
+    _refuse_another_head(reference, model, report, kind)
+    extra.pop("use_safetensors", None)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, **extra)
+    packed = PackedModel(model.to(options.device))
+    packed.verify()
+    head = _head(reference, model, kind)
+    return LoadedModel(
+        reference=reference,
+        packed=packed,
+        head=head,
+        logit_count=head.out_features,
+        tokenizer=PieceTokenizer(tokenizer),
+        bos_id=tokenizer.bos_token_id,
+        end_ids=_end_ids(model, tokenizer),
+        identity=source.identity,
+        folder=source.folder,
+    )
+
+
+def _refuse_random_weights(reference: str, model: PreTrainedModel, report: Any) -> None:
+    # transformers fills what a checkpoint lacks with random numbers and only logs it. A head tied
+    # to the embeddings is not among them.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
+        raise ModelLoadError(
+            reference,
+            f"the checkpoint has no weights for {shown}",
+            f"use a checkpoint of {type(model).__name__}",
+        )
+
+
+def _refuse_another_head(
+    reference: str, model: PreTrainedModel, report: Any, kind: ModelKind
+) -> None:
+    # With tied embeddings nothing is missing when a classifier is read as a language model: it
+    # would start, and write nonsense.
+    unread = sorted(key for key in report["unexpected_keys"] if key.startswith("score."))
+    own = kind.value.removeprefix("AutoModel")
+    named = getattr(model.config, "architectures", None) or ()
+    others = [name for name in named if name.endswith(_HEADS) and not name.endswith(own)]
+    if not unread and not others:
+        return
+    found = f"config.json names {others[0]}" if others else f"the checkpoint holds {unread[0]}"
+    raise ModelLoadError(
+        reference, f"it has another head than {kind.value}: {found}", "give a model of this kind"
+    )
+
+
+def _head(reference: str, model: PreTrainedModel, kind: ModelKind) -> torch.nn.Linear:
+    head = getattr(model, "lm_head" if kind is ModelKind.CAUSAL_LM else "score", None)
+    if not isinstance(head, torch.nn.Linear):
+        raise ModelLoadError(
+            reference,
+            f"{type(model).__name__} has no head where its kind keeps it",
+            "use a decoder of the Llama, Qwen2 or Mistral kind",
+        )
+    return head
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    generation_config = getattr(model, "generation_config", None)
+    configured = getattr(generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if i is not None)
+
+
+def _resolve(reference: str, model_id: str | None, options: LoadOptions) -> _Source:
+    path = Path(reference).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelLoadError(reference, "no such file", "give the path of a .gguf file")
+        revision = _digest([path], options)
+        return _Source(path.parent, path.name, ModelIdentity(model_id or path.stem, revision))
+    if path.is_dir():
+        _check_folder(reference, path)
+        suffixes = _suffixes(options)
+        files = sorted(p for p in path.iterdir() if p.suffix in suffixes and p.is_file())
+        revision = _digest(files, options)
+        return _Source(path, None, ModelIdentity(model_id or path.resolve().name, revision))
+    match = _HUB_REFERENCE.fullmatch(reference)
+    if match is None:
+        raise ModelLoadError(
+            reference,
+            "no such folder",
+            "give a folder, a .gguf file, or a Hugging Face id as org/name@revision",
+        )
+    folder = _fetch(reference, match["name"], match["revision"], options)
+    _check_folder(reference, folder)
+    # A snapshot's folder is named by the commit that the revision stands for.
+    return _Source(folder, None, ModelIdentity(model_id or match["name"], folder.name))
+
+
+def _suffixes(options: LoadOptions) -> tuple[str, ...]:
+    """Returns the suffixes of the files that make up a model; code only where it is wanted."""
+    return (*_MODEL_SUFFIXES, ".py") if options.trust_remote_code else _MODEL_SUFFIXES
+
+
+def hub_patterns(options: LoadOptions) -> list[str]:
+    """Returns patterns of the files that are fetched from Hugging Face."""
+    return [f"*{suffix}" for suffix in _suffixes(options)]
+
+
+def _fetch(reference: str, name: str, revision: str, options: LoadOptions) -> Path:
+    patterns = hub_patterns(options)
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelLoadError(
+            reference,
+            f"it cannot be fetched from Hugging Face ({error})",
+            "check the id, the revision, the network and HF_TOKEN",
+        ) from error
+
+
+def _check_folder(reference: str, folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(
+            reference, "the folder has no config.json", "give the folder that holds the model"
+        )
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise ModelLoadError(
+            reference,
+            f"its weights are a pickle ({pickles[0]}), which can run code",
+            "convert them to safetensors",
+        )
+    raise ModelLoadError(
+        reference, "the folder has no *.safetensors file", "add the weights or fetch them again"
+    )
+
+
+def _digest(files: list[Path], options: LoadOptions) -> str:
+    """Returns what stands for everything that an answer depends on: the files and the dtype."""
+    digest = sha256(str(options.torch_dtype).encode())
+    for path in files:
+        with path.open("rb") as stream:
+            # No name holds a NUL, so no two lists of files read alike.
+            digest.update(b"\0%b\0%d\0" % (os.fsencode(path.name), path.stat().st_size))
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
