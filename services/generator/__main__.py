@@ -1,0 +1,38 @@
+"""`python -m services.generator`: settings, engine, servicer, serve."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from arbitrage.v1 import generator_pb2
+from services.engines.loading import ModelKind
+from services.engines.transformers_generator import TransformersGenerator
+from services.generator.servicer import GeneratorServicer
+from services.generator.settings import GeneratorSettings
+from services.rpc.model_program import running_engine
+from services.rpc.program import Program, main
+from services.rpc.telemetry import Telemetry
+
+
+@asynccontextmanager
+async def build(
+    settings: GeneratorSettings, telemetry: Telemetry
+) -> AsyncIterator[GeneratorServicer]:
+    """Makes the servicer around a loaded, warm model."""
+    async with running_engine(
+        settings, telemetry, settings.role, ModelKind.CAUSAL_LM, TransformersGenerator
+    ) as engine:
+        yield GeneratorServicer(engine, settings.default_max_step_tokens)
+
+
+GENERATOR = Program(
+    component="generator",
+    service=generator_pb2.DESCRIPTOR.services_by_name["GeneratorService"],
+    settings=GeneratorSettings,
+    build=build,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(GENERATOR))

@@ -1,0 +1,1 @@
+"""The PRM service: scores steps."""

@@ -1,0 +1,36 @@
+"""`python -m services.prm`: settings, engine, servicer, serve."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from arbitrage.v1 import prm_pb2
+from services.engines.loading import ModelKind
+from services.engines.transformers_scorers import TransformersPrm
+from services.prm.servicer import PrmServicer
+from services.prm.settings import PrmSettings
+from services.rpc.model_program import running_engine
+from services.rpc.program import Program, main
+from services.rpc.telemetry import Telemetry
+
+
+@asynccontextmanager
+async def build(settings: PrmSettings, telemetry: Telemetry) -> AsyncIterator[PrmServicer]:
+    """Makes the servicer around a loaded, warm model."""
+    async with running_engine(
+        settings, telemetry, "prm", ModelKind.TOKEN_CLASSIFICATION, TransformersPrm
+    ) as engine:
+        yield PrmServicer(engine)
+
+
+PRM = Program(
+    component="prm",
+    service=prm_pb2.DESCRIPTOR.services_by_name["PrmService"],
+    settings=PrmSettings,
+    build=build,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(PRM))

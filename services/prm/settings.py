@@ -1,0 +1,14 @@
+"""Settings of the PRM service."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from services.rpc.model_program import ModelSettings
+from services.rpc.settings import Port
+
+
+class PrmSettings(ModelSettings):
+    """What a PRM can be told."""
+
+    port: Port = Field(50053, description="Port of the gRPC server; 0 takes a free one.")
