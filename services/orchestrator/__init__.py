@@ -1,0 +1,1 @@
+"""The orchestrator: runs the loop for its callers over the model services."""

@@ -1,0 +1,58 @@
+"""`python -m services.orchestrator`: settings, channels, servicer, serve."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from arbitrage.v1 import orchestrator_pb2
+from services.orchestrator.admission import Admission
+from services.orchestrator.models import connected_models
+from services.orchestrator.prefix_cache import PrefixCache
+from services.orchestrator.requests import RequestRules
+from services.orchestrator.servicer import Desk, OrchestratorServicer
+from services.orchestrator.settings import OrchestratorSettings
+from services.orchestrator.store import MemoryStore
+from services.orchestrator.telemetry import (
+    CacheMetrics,
+    RouterMetrics,
+    SolutionMetrics,
+    TargetDemand,
+    register_admission,
+)
+from services.rpc.program import Program, main
+from services.rpc.telemetry import Telemetry
+
+
+@asynccontextmanager
+async def build(
+    settings: OrchestratorSettings, telemetry: Telemetry
+) -> AsyncIterator[OrchestratorServicer]:
+    """Makes the servicer once draft and target are serving."""
+    registry = telemetry.registry
+    store = MemoryStore(settings.prefix_cache_bytes)
+    cache_metrics = CacheMetrics(registry)
+    cache = None
+    if settings.prefix_cache_bytes:
+        cache = PrefixCache(store, settings.prefix_cache_ttl_s, cache_metrics)
+    admission = Admission(settings.max_concurrency, settings.max_queue)
+    register_admission(registry, admission)
+    metrics, demand = SolutionMetrics(registry), TargetDemand(registry)
+    router_metrics = RouterMetrics(registry)
+    async with connected_models(settings, cache, demand, router_metrics) as models:
+        rules = RequestRules(settings.caps, settings.default_budgets, models.policies)
+        yield OrchestratorServicer(
+            Desk(rules, admission, models, store, metrics, settings.router_fallback)
+        )
+
+
+ORCHESTRATOR = Program(
+    component="orchestrator",
+    service=orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"],
+    settings=OrchestratorSettings,
+    build=build,
+)
+
+if __name__ == "__main__":
+    sys.exit(main(ORCHESTRATOR))

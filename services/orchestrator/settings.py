@@ -1,0 +1,108 @@
+"""Settings of the orchestrator."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from arbitrage.core.limits import Budgets, Caps
+from arbitrage.core.speculation import RouterFallback
+from services.rpc.calls import CallLimits
+from services.rpc.settings import Port, PositiveCount, Seconds, ServerSettings, variable_of
+
+Address = Annotated[str, Field(min_length=1)]
+_MIB = 1 << 20
+
+
+class OrchestratorSettings(ServerSettings):
+    """What an orchestrator can be told.
+
+    Draft and target are needed. Without a PRM or a router, the policies that ask them are not
+    offered.
+    """
+
+    port: Port = Field(50050, description="Port of the gRPC server; 0 takes a free one.")
+    draft_address: Address = Field(description="host:port of the draft.")
+    target_address: Address = Field(description="host:port of the target.")
+    prm_address: Address | None = Field(None, description="host:port of the PRM.")
+    router_address: Address | None = Field(None, description="host:port of the router.")
+
+    max_steps: PositiveCount = Field(256, description="Most steps a request may ask for.")
+    max_tokens: PositiveCount = Field(32_768, description="Most tokens it may ask for.")
+    max_step_tokens: PositiveCount = Field(4_096, description="Most tokens of one step.")
+    max_time_limit_s: Seconds = Field(3_600.0, description="Longest time limit, in seconds.")
+    max_problem_bytes: PositiveCount = Field(
+        262_144, description="Longest problem, in UTF-8 bytes."
+    )
+
+    default_steps: PositiveCount = Field(32, description="Steps of a request that says nothing.")
+    default_tokens: PositiveCount = Field(2_048, description="Tokens of such a request.")
+    default_step_tokens: PositiveCount = Field(256, description="Tokens of each of its steps.")
+    default_time_limit_s: Seconds | None = Field(
+        None, description="Its time limit, in seconds; by default none."
+    )
+
+    router_fallback: RouterFallback = Field(
+        RouterFallback.ACCEPT_DRAFT,
+        description="What becomes of a draft step that the router cannot judge.",
+    )
+    max_concurrency: PositiveCount = Field(64, description="Solutions that run together.")
+    max_queue: int = Field(256, ge=0, description="Solutions that may wait; more are refused.")
+    call_timeout_s: Seconds = Field(120.0, description="Longest model call, in seconds.")
+    call_grace_s: Seconds = Field(
+        2.0, description="Time a model call gets beyond its time limit, in seconds."
+    )
+    prefix_cache_mib: int = Field(
+        64, ge=0, description="Memory of the prefix cache, in MiB; 0 turns it off."
+    )
+    prefix_cache_ttl_s: Seconds = Field(
+        3_600.0, description="Time an answer stays in the prefix cache, in seconds."
+    )
+
+    @property
+    def caps(self) -> Caps:
+        """The most a caller may ask for."""
+        return Caps(
+            self.max_steps,
+            self.max_tokens,
+            self.max_step_tokens,
+            self.max_time_limit_s,
+            self.max_problem_bytes,
+        )
+
+    @property
+    def default_budgets(self) -> Budgets:
+        """The budgets of a request that sets none."""
+        return Budgets(
+            self.default_steps,
+            self.default_tokens,
+            self.default_step_tokens,
+            time_limit_s=self.default_time_limit_s,
+        )
+
+    @property
+    def call_limits(self) -> CallLimits:
+        """How long a model call may take."""
+        return CallLimits(self.call_timeout_s, self.call_grace_s)
+
+    @property
+    def prefix_cache_bytes(self) -> int:
+        """Memory of the prefix cache."""
+        return self.prefix_cache_mib * _MIB
+
+    @model_validator(mode="after")
+    def _defaults_lie_within_the_caps(self) -> Self:
+        for default, cap in (
+            ("default_steps", "max_steps"),
+            ("default_tokens", "max_tokens"),
+            ("default_step_tokens", "max_step_tokens"),
+            ("default_time_limit_s", "max_time_limit_s"),
+        ):
+            value, most = getattr(self, default), getattr(self, cap)
+            if value is not None and value > most:
+                raise ValueError(
+                    f"{variable_of(default)}: expected at most {variable_of(cap)} ({most:g}), "
+                    f"got {value:g}"
+                )
+        return self
