@@ -1,0 +1,103 @@
+"""Says which programs make up a deployment on one machine, and with which settings. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from services.engines.packs import Pack
+
+MODEL_ROLES = ("draft", "target", "prm", "router")
+ORCHESTRATOR = "orchestrator"
+DEFAULT_PORTS: Mapping[str, int] = {
+    "orchestrator": 50050,
+    "draft": 50051,
+    "target": 50052,
+    "prm": 50053,
+    "router": 50054,
+}
+ANY_PORTS: Mapping[str, int] = dict.fromkeys(DEFAULT_PORTS, 0)
+_MODULES = {
+    "draft": "services.generator",
+    "target": "services.generator",
+    "prm": "services.prm",
+    "router": "services.router",
+    "orchestrator": "services.orchestrator",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePlan:
+    """One program to start: its name, its module, and its part of the environment."""
+
+    name: str
+    module: str
+    environ: Mapping[str, str]
+
+
+class Plan(Protocol):
+    """Names the programs of a deployment."""
+
+    def model_services(self) -> tuple[ServicePlan, ...]:
+        """Returns the services that need nobody else."""
+        ...
+
+    def orchestrator(self, addresses: Mapping[str, str]) -> ServicePlan:
+        """Returns the orchestrator, given where the model services listen."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FleetPlan:
+    """A whole deployment. A port of 0 means any free one.
+
+    `threads` is per model process. One is the default because a tiny model decodes as fast with
+    one thread as with two, and four of them share the machine. `shutdown_grace_s` is what running
+    calls get for ending, in each service. `extra` holds further variables by service name.
+    """
+
+    pack: Pack
+    ports: Mapping[str, int]
+    host: str = "127.0.0.1"
+    threads: int = 1
+    prefix_cache_mib: int = 64
+    shutdown_grace_s: float = 3.0
+    extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def model_services(self) -> tuple[ServicePlan, ...]:
+        """Returns the services that run a model; they need nobody else."""
+        return tuple(
+            self._service(
+                role,
+                {
+                    "ARBITRAGE_MODEL": str(self.pack.model_folder(role).resolve()),
+                    "ARBITRAGE_MODEL_ID": f"{self.pack.name}/{role}",
+                    "ARBITRAGE_THREADS": str(self.threads),
+                    "OMP_NUM_THREADS": str(self.threads),
+                    **({"ARBITRAGE_ROLE": role} if role in {"draft", "target"} else {}),
+                },
+            )
+            for role in MODEL_ROLES
+        )
+
+    def orchestrator(self, addresses: Mapping[str, str]) -> ServicePlan:
+        """Returns the orchestrator, which needs the addresses of all model services."""
+        return self._service(
+            ORCHESTRATOR,
+            {
+                "ARBITRAGE_PREFIX_CACHE_MIB": str(self.prefix_cache_mib),
+                **{f"ARBITRAGE_{role.upper()}_ADDRESS": addresses[role] for role in MODEL_ROLES},
+            },
+        )
+
+    def _service(self, name: str, own: Mapping[str, str]) -> ServicePlan:
+        # Metrics ports are free ones: five programs on one machine cannot share the default.
+        common = {
+            "ARBITRAGE_HOST": self.host,
+            "ARBITRAGE_PORT": str(self.ports[name]),
+            "ARBITRAGE_METRICS_PORT": "0",
+            "ARBITRAGE_SHUTDOWN_GRACE_S": str(self.shutdown_grace_s),
+        }
+        environ = {**common, **own, **self.extra.get(name, {})}
+        return ServicePlan(name, _MODULES[name], environ)
