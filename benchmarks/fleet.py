@@ -1,0 +1,58 @@
+"""The running system a benchmark measures: the shipped pack, every service a process, real gRPC."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+
+from arbitrage.core.errors import DraftUnavailable, TargetUnavailable
+from arbitrage.core.ports import Models
+from services.cli import fleet as processes
+from services.cli.plan import ANY_PORTS, FleetPlan
+from services.engines.packs import Pack, find_pack
+from services.rpc.clients import GrpcGenerator, GrpcRouter, GrpcScorer, open_channel
+
+PACK = "tiny"
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Addresses of the running services by name, and the pack they serve."""
+
+    pack: Pack
+    addresses: Mapping[str, str]
+
+
+@asynccontextmanager
+async def running_fleet() -> AsyncIterator[Fleet]:
+    """Starts every service on free ports, the orchestrator's prefix cache off, and stops them."""
+    pack = find_pack(PACK)
+    # A cached step costs nothing, so arms that share steps would flatter each other.
+    plan = FleetPlan(pack, ANY_PORTS, prefix_cache_mib=0)
+    with tempfile.TemporaryDirectory(prefix="arbitrage-benchmark-") as folder:
+        async with processes.running_fleet(plan, Path(folder)) as running:
+            addresses = {name: service.address for name, service in running.services.items()}
+            yield Fleet(pack, addresses)
+
+
+@asynccontextmanager
+async def connected_models(fleet: Fleet) -> AsyncIterator[tuple[Models, GrpcRouter]]:
+    """Connects to the four model services, for a benchmark that runs the loop itself."""
+    async with AsyncExitStack() as stack:
+
+        async def channel(role: str) -> grpc.aio.Channel:
+            return await stack.enter_async_context(open_channel(fleet.addresses[role]))
+
+        router = GrpcRouter(await channel("router"))
+        models = Models(
+            draft=GrpcGenerator(await channel("draft"), DraftUnavailable),
+            target=GrpcGenerator(await channel("target"), TargetUnavailable),
+            prm=GrpcScorer(await channel("prm")),
+            router=router,
+        )
+        yield models, router
