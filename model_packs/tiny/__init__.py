@@ -1,0 +1,1 @@
+"""Makes the `tiny` model pack: draft, target, process reward model and router, from scratch."""
