@@ -40,3 +40,5 @@ protos: $(VENV)/.dev ## regenerate arbitrage/v1 from protos/
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.tiny --json benchmarks/results/tiny.json
+	$(BIN)/python -m benchmarks.decoding --json benchmarks/results/decoding.json
+	$(BIN)/python -m benchmarks.report

@@ -47,6 +47,7 @@ ACCURACY_GAP_POINTS = 25.0
 LEAST_RHO = 0.15
 LEAST_KEPT_GAP = 0.95
 MOST_TARGET_SHARE = 0.5
+LEAST_SPEEDUP = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +214,31 @@ def break_even(attempts: Sequence[Attempt], alone: Sequence[Attempt]) -> dict[st
     }
 
 
+def latency_claim(timed: Mapping[str, Sequence[Attempt]]) -> Claim:
+    """Returns whether a request is quicker than with the target alone."""
+    alone, routed = (
+        np.array([a.latency_s for a in timed[name]]) for name in ("target_only", "arbitrage")
+    )
+
+    def speedup(drawn: np.ndarray) -> float:
+        return float(alone[drawn].mean() / routed[drawn].mean())
+
+    n = len(routed)
+    return Claim(
+        "mean latency of target_only over that of arbitrage",
+        speedup(np.arange(n)),
+        "×",
+        "one request at a time, the policies in turn on each problem; bootstrap over problems",
+        n,
+        Bar("above", LEAST_SPEEDUP),
+        bootstrap(n, speedup, SEED),
+    )
+
+
 def claims(
     arms: dict[str, list[Attempt]], observations: Sequence[Observation]
 ) -> tuple[Claim, ...]:
-    """Returns what the issue of the tiny pack asks to be shown."""
+    """Returns what makes the miniature a fair one, and its router a useful one."""
     solved = {name: np.array([a.solved for a in arm], float) for name, arm in arms.items()}
     draft, target, routed = solved["draft_only"], solved["target_only"], solved["arbitrage"]
     n = len(draft)
@@ -357,7 +379,7 @@ async def measure(fleet: Fleet, problems: Sequence[BundledProblem], timed_count:
     return Result(
         "tiny",
         (SEED,),
-        claims(arms, observations),
+        (*claims(arms, observations), latency_claim(timed)),
         arms=tuple(arm_summary(name, attempts, timed[name]) for name, attempts in arms.items()),
         rows=(
             {"name": "cost_law", **break_even(timed["arbitrage"], timed["target_only"])},

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import grpc.aio
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+
+
+@pytest.fixture(autouse=True, scope="session")
+def grpc_stays_loaded() -> None:
+    """Keeps gRPC's poller thread alive from test to test.
+
+    Otherwise grpc.aio joins it whenever the last channel is collected, on whatever loop is running
+    then, and a blocked loop fails the test.
+    """
+    grpc.aio.init_grpc_aio()  # type: ignore[attr-defined]  # missing in grpc-stubs
 
 
 @pytest.fixture(autouse=True)

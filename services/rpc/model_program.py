@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeVar
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from pydantic import Field
+from transformers.utils import logging as transformers_logging
 
 from services.engines.base import Engine
 from services.engines.loading import (
@@ -116,6 +117,8 @@ async def running_engine(
     """
 
     def load() -> EngineT:
+        # A log file is no terminal.
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped there
         options = LoadOptions(settings.device, settings.dtype, settings.trust_remote_code)
         reference = _resolved(settings.model, role)
         loaded = load_model(reference, kind, options, settings.model_id)

@@ -51,13 +51,6 @@ from tests.services.scripted_orchestrator import (
 STOPPING = Refusal(grpc.StatusCode.UNAVAILABLE, "the server is stopping", "NOT_SERVING")
 
 
-@pytest.fixture(autouse=True)
-async def grpc_stays_loaded() -> None:
-    # Otherwise grpc.aio joins its poller thread whenever the last channel is collected, on
-    # whatever loop is running then, and a blocked loop fails the test.
-    grpc.aio.init_grpc_aio()  # type: ignore[attr-defined]  # missing in grpc-stubs
-
-
 @pytest.fixture
 def orchestrator() -> Iterator[ScriptedOrchestrator]:
     with serving(ScriptedOrchestrator(SOLUTION)) as scripted:
