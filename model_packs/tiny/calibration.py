@@ -20,9 +20,10 @@ from model_packs.tiny.router_model import DEAD_BAND, AdvantageEstimator
 LARGEST_SHARE: Final = 0.5
 KEPT_GAP: Final = 0.99  # of the gap on calibration problems, so that 95 % holds on others
 _THRESHOLDS: Final = (
-    *(0.0, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.075, 0.09, 0.1, 0.125),
-    *(0.135, 0.15, 0.175, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45),
-    *(0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0),
+    *(0.0, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.095),
+    *(0.1, 0.105, 0.11, 0.115, 0.12, 0.125, 0.13, 0.135, 0.14, 0.15, 0.175, 0.2, 0.25, 0.3),
+    *(0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99),
+    *(0.995, 1.0),
 )
 
 
@@ -35,7 +36,8 @@ def calibrate(
     """Runs the loop at every threshold on calibration problems, on the router's own prefixes.
 
     The default is the highest threshold that keeps KEPT_GAP of the accuracy gap within
-    LARGEST_SHARE; where none does, the one within LARGEST_SHARE that keeps the most.
+    LARGEST_SHARE; where none does, the one within LARGEST_SHARE that keeps the most, of several
+    the highest.
     """
     drafts, targets = RememberingWriter(draft), RememberingWriter(target)
     alone = accuracy(walk(problems, drafts, targets, RandomRule(0.0, 0)))
@@ -50,7 +52,11 @@ def calibrate(
         rows.append({"threshold": threshold, "target_share": share, "kept_gap": kept})
     within = [row for row in rows if row["target_share"] <= LARGEST_SHARE]
     enough = [row for row in within if row["kept_gap"] >= KEPT_GAP]
-    best = max(enough or within, key=lambda row: row["threshold"] if enough else row["kept_gap"])
+    keeps_most = max(row["kept_gap"] for row in within)
+    best = max(
+        enough or [row for row in within if row["kept_gap"] == keeps_most],
+        key=lambda row: row["threshold"],
+    )
     return {
         "default_threshold": best["threshold"],
         "draft_only_accuracy": alone,

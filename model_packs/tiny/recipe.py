@@ -107,4 +107,4 @@ ROUTER: Final = RouterRecipe()
 SEEDS: Final = {"rollouts": 51, "pairs": 1000, "balance": 53, "calibration": 54}
 ROLLOUT_PROBLEM_COUNT: Final = 1500
 PAIR_PROBLEM_COUNT: Final = 4000
-CALIBRATION_PROBLEM_COUNT: Final = 300
+CALIBRATION_PROBLEM_COUNT: Final = 900
