@@ -33,6 +33,7 @@ from model_packs.tiny.recipe import (
     REWARD,
     REWARD_TRUNK,
     ROLLOUT_PROBLEM_COUNT,
+    ROLLOUT_WRITERS,
     ROUTER,
     ROUTER_TRUNK,
     SEEDS,
@@ -77,7 +78,7 @@ class Build:
     def rollouts(self) -> None:
         """Lets draft and target make mistakes for the reward model to learn from."""
         asked = drawn(Split.TRAINING, SEEDS["rollouts"], ROLLOUT_PROBLEM_COUNT)
-        writers = [self._writer(name) for name in (DRAFT, REWARD_TRUNK)]
+        writers = [self._writer(name) for name in ROLLOUT_WRITERS]
         write_rollouts(asked, writers, self._work / "rollouts.jsonl", SEEDS["rollouts"])
 
     def reward_model(self) -> None:

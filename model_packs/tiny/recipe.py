@@ -20,8 +20,9 @@ _TWO_LAYERS: Final = Shape(layer_count=2, width=128, feed_forward_width=256)
 _FOUR_LAYERS: Final = Shape(layer_count=4, width=128, feed_forward_width=256)
 _EIGHT_LAYERS: Final = Shape(layer_count=8, width=128, feed_forward_width=256)
 _TWELVE_LAYERS: Final = Shape(layer_count=12, width=128, feed_forward_width=256)
+_TWENTY_FOUR_LAYERS: Final = Shape(layer_count=24, width=128, feed_forward_width=256)
 
-# Draft and target share their first 500 steps; then the target grows, three times.
+# Draft and target share their first 500 steps; then the target grows, four times.
 LANGUAGE_MODEL_STAGES: Final[dict[str, Stage]] = {
     "draft-1": Stage(_TWO_LAYERS, 500, row_tokens=112, rows=34, mixture=_LARGE_NUMBERS, seed=11),
     "target-2": Stage(
@@ -68,6 +69,16 @@ LANGUAGE_MODEL_STAGES: Final[dict[str, Stage]] = {
         first_rate=0.8,
         last_rate=0.0,
     ),
+    # Twelve layers cost three times what the draft costs; published pairs are at five to eight.
+    "target-8": Stage(
+        *(_TWENTY_FOUR_LAYERS, 600, 160, 16),
+        start="target-7",
+        seed=25,
+        muon_rate=0.0045,
+        adam_rate=1e-3,
+        first_rate=0.8,
+        last_rate=0.0,
+    ),
     "reader-1": Stage(
         *(_EIGHT_LAYERS, 200, 168, 16),
         start="target-5",
@@ -98,13 +109,14 @@ LANGUAGE_MODEL_STAGES: Final[dict[str, Stage]] = {
     ),
 }
 DRAFT: Final = "draft-2"
-TARGET: Final = "target-7"
+TARGET: Final = "target-8"
+ROLLOUT_WRITERS: Final = (DRAFT, "target-7")
 REWARD_TRUNK: Final = "target-5"
 ROUTER_TRUNK: Final = "reader-2"
 REWARD: Final = RewardRecipe()
 ROUTER: Final = RouterRecipe()
 
 SEEDS: Final = {"rollouts": 51, "pairs": 1000, "balance": 53, "calibration": 54}
-ROLLOUT_PROBLEM_COUNT: Final = 1500
+ROLLOUT_PROBLEM_COUNT: Final = 6000
 PAIR_PROBLEM_COUNT: Final = 4000
 CALIBRATION_PROBLEM_COUNT: Final = 900

@@ -65,6 +65,7 @@ class Phase:
     adam_rate: float
     last_rate: float
     seed: int
+    distinct_rows: int = 6000  # the trunk reads each once; the top layers several times
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,8 @@ class RewardRecipe:
         Phase(400, True, False, muon_rate=0.02, adam_rate=3e-3, last_rate=0.5, seed=21),
         Phase(100, True, True, muon_rate=0.01, adam_rate=3e-3, last_rate=0.3, seed=22),
         Phase(1300, False, False, muon_rate=0.02, adam_rate=3e-3, last_rate=0.0, seed=23),
+        Phase(2400, False, False, 0.012, 2e-3, last_rate=0.0, seed=24, distinct_rows=16000),
     )
-    distinct_rows: int = 6000  # the trunk reads each once a phase; the top layers several times
     rows: int = 24
     rollout_share: float = 0.4
     correct_share: float = 0.2
@@ -191,7 +192,7 @@ def _train_phase(
     optimizers = Optimizers(model, phase.muon_rate, phase.adam_rate)
     rng = random.Random(phase.seed)
     batches: list[tuple[Tensor, Tensor]] = []
-    for batch in by_length(islice(rows, recipe.distinct_rows), recipe.rows, rng):
+    for batch in by_length(islice(rows, phase.distinct_rows), recipe.rows, rng):
         ids = torch.tensor(padded([row[0] for row in batch], pad_id))
         labels = torch.tensor(padded([row[1] for row in batch], IGNORED))
         batches.append((frozen_output(model, ids, first), labels))
