@@ -1,10 +1,10 @@
 """What does the service add to the bare model? `python -m benchmarks.decoding --json FILE`.
 
-Three ratios, each of two things measured in turn within one run, medians over rounds:
+Ratios, each of two things measured in turn within one run, medians over rounds:
 
 1. the draft's time for a step at 2,000 prefix tokens over that at 200 (same step length);
 2. time per token through the service over that of a bare, hand-driven KV-cache loop on the same
-   model in this process;
+   model in this process, for whole steps with all that a call costs, and for each further token;
 3. tokens per second of eight concurrent requests over those of one after the other.
 """
 
@@ -32,6 +32,7 @@ from services.engines.packs import PROBLEMS_NAME, Pack
 
 MOST_STEP_TOKENS = 64
 STEP_TOKENS = 12  # below the length of any step of the domain, so that none ends early
+FEW_TOKENS = 2
 SEED = 20261123
 MOST_GROWTH = 1.3
 MOST_OVERHEAD = 1.15
@@ -177,6 +178,21 @@ def measure_overhead(
     return ratios, statistics.median(bare_rates)
 
 
+def measure_further_tokens(
+    service: Service, bare: BareLoop, prefixes: Sequence[Prefix]
+) -> list[float]:
+    """Returns service over bare seconds for the tokens after the first few, a ratio per prefix."""
+    ratios = []
+    for prefix in prefixes:
+        if not is_full_length(service, prefix):
+            continue
+        bare.prefill(prefix)
+        bare.decode(STEP_TOKENS)
+        (_, few_s), (_, all_s) = service.step(prefix, FEW_TOKENS), service.step(prefix)
+        ratios.append((all_s - few_s) / (bare.decode(STEP_TOKENS) - bare.decode(FEW_TOKENS)))
+    return ratios
+
+
 async def measure_concurrency(address: str, prefixes: Sequence[Prefix], rounds: int) -> list[float]:
     """Returns concurrent over serial tokens per second, a ratio per round of eight requests."""
     ratios = []
@@ -204,7 +220,7 @@ async def measure_concurrency(address: str, prefixes: Sequence[Prefix], rounds: 
 
 
 def measure(fleet: Fleet, rounds: int) -> Result:
-    """Measures all three ratios on the running services."""
+    """Measures all ratios on the running services."""
     claims: list[Claim] = []
 
     def claim(name: str, ratios: list[float], bar: Bar, how: str) -> None:
@@ -230,6 +246,13 @@ def measure(fleet: Fleet, rounds: int) -> Result:
             ratios,
             Bar("at most", MOST_OVERHEAD),
             f"whole steps at batch 1, in turn; the bare loop makes {bare_rate:.0f} tokens/s",
+        )
+        claim(
+            f"{role}: time of each further token through the service over a bare loop",
+            measure_further_tokens(service, bare, prefixes),
+            Bar("at most", MOST_OVERHEAD),
+            f"from token {FEW_TOKENS} to {STEP_TOKENS} of a step at batch 1, in turn: what is left "
+            "of the ratio without what one call costs, however long the step",
         )
         claim(
             f"{role}: tokens per second of {CONCURRENCY} concurrent requests over one",

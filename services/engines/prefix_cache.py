@@ -121,7 +121,8 @@ class PrefixCache:
 
     def _longest_prefix(self, prompt: Tokens, reusable_count: int) -> tuple[int | None, int]:
         best_id, best_count = None, 0
-        for entry_id, entry in self._entries.items():
+        # The latest first: it is mostly the one, and then the others are soon passed over.
+        for entry_id, entry in reversed(self._entries.items()):
             # An entry beats the best only if it agrees where the best one ends.
             if len(entry.tokens) < best_count or best_count >= reusable_count:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 
@@ -202,13 +203,12 @@ class TransformersGenerator:
 
     def _read(self, hidden: Tensor, readers: Sequence[tuple[_StepJob, int]]) -> None:
         logits = self._head(hidden).float()  # [jobs, vocabulary]
-        likeliest_ids = logits.argmax(-1)
-        # NaN counts as the highest, so this one logit tells whether there is any, or an infinity.
-        highest = logits.gather(-1, likeliest_ids.unsqueeze(-1)).squeeze(-1)
-        is_finite = highest.isfinite().tolist()
-        for row, likeliest_id in enumerate(likeliest_ids.tolist()):
+        highest, likeliest_ids = logits.max(-1)
+        likeliest = zip(likeliest_ids.tolist(), highest.tolist(), strict=True)
+        for row, (likeliest_id, logit) in enumerate(likeliest):
             job = readers[row][0]
-            if is_finite[row]:
+            # NaN counts as the highest, so this one logit tells whether there is any.
+            if math.isfinite(logit):
                 job.take(likeliest_id, logits, row)
             else:
                 job.fail(Internal("the model computed a logit that is no finite number"))
