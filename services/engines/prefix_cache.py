@@ -63,16 +63,23 @@ class PrefixCache:
     """Remembers computed sequences, the least recently used first to go.
 
     `capacity_tokens` bounds what all entries hold, in use or idle; `min_copy_tokens` is the
-    shortest common prefix that is worth a copy. Idle entries go, too, where there would be more
-    than `max_entries`: each lookup goes through all of them.
+    shortest common prefix that is worth a copy. An idle entry gives its tail up and is taken
+    over where that is short beside the common part, and no longer than `most_lost_tokens`: a
+    rejected step is computed again sooner than a long prefix is copied. Idle entries go, too,
+    where there would be more than `max_entries`: each lookup goes through all of them.
     """
 
     def __init__(
-        self, capacity_tokens: int, min_copy_tokens: int = 8, max_entries: int = 256
+        self,
+        capacity_tokens: int,
+        min_copy_tokens: int = 8,
+        max_entries: int = 256,
+        most_lost_tokens: int = 64,
     ) -> None:
         self.capacity_tokens = capacity_tokens
         self._min_copy_tokens = min_copy_tokens
         self._max_entries = max_entries
+        self._most_lost_tokens = most_lost_tokens
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._ids = count()
         self._held_tokens = 0
@@ -93,7 +100,8 @@ class PrefixCache:
         if source_id is not None:
             source = self._entries[source_id]
             agreed_count = common_prefix_length(source.tokens, prompt)
-            if source.is_idle and agreed_count == len(source.tokens):
+            lost_count = len(source.tokens) - agreed_count
+            if source.is_idle and lost_count <= min(agreed_count // 8, self._most_lost_tokens):
                 admission = self._take_over(source_id, reused_count, limit_tokens)
             elif reused_count >= self._min_copy_tokens:
                 admission = self._start(limit_tokens, source_id, reused_count)

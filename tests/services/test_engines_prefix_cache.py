@@ -131,6 +131,31 @@ def test_a_prompt_that_branches_off_copies_and_leaves_the_original() -> None:
     assert (again.source_id, again.reused_count, again.is_in_place) == (entry_id, 5, True)
 
 
+def test_a_tail_that_is_short_beside_a_long_prefix_is_given_up_for_it() -> None:
+    cache = PrefixCache(1000, most_lost_tokens=10)
+    prefix = list(range(160))
+    entry_id = _idle(cache, [*prefix, *[999] * 10])
+
+    rejected = cache.admit(as_tokens([*prefix, 7]), 160, 170)
+
+    assert rejected is not None
+    assert (rejected.entry_id, rejected.reused_count) == (entry_id, 160)
+    assert rejected.is_in_place
+
+
+def test_a_tail_that_is_long_by_itself_or_beside_its_prefix_is_left() -> None:
+    for prefix_count, tail_count in ((160, 11), (70, 10)):
+        cache = PrefixCache(1000, most_lost_tokens=10)
+        prefix = list(range(prefix_count))
+        _idle(cache, [*prefix, *[999] * tail_count])
+
+        branch = cache.admit(as_tokens([*prefix, 7]), prefix_count, prefix_count + 10)
+
+        assert branch is not None
+        assert branch.reused_count == prefix_count
+        assert not branch.is_in_place
+
+
 def test_a_short_common_start_is_not_worth_a_copy() -> None:
     cache = PrefixCache(100, min_copy_tokens=4)
     _idle(cache, [1, 2, 3, 9])
