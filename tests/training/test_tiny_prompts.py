@@ -76,10 +76,11 @@ async def test_the_router_service_scores_as_training_did(encoder: Encoder) -> No
     pair = Pair(PROBLEM, PROBLEM, STEPS, writers, CANDIDATE, "", True, True, True, "")
     stock = LlamaForSequenceClassification.from_pretrained(PACK / "router")
     (expected,) = AdvantageEstimator(stock, encoder).estimate([pair])
-    loaded = await asyncio.to_thread(
-        load_model, str(PACK / "router"), ModelKind.SEQUENCE_CLASSIFICATION
+    engine = await asyncio.to_thread(
+        lambda: TransformersRouter(
+            load_model(str(PACK / "router"), ModelKind.SEQUENCE_CLASSIFICATION)
+        )
     )
-    engine = TransformersRouter(loaded)
     history = tuple(
         Step(text, source)
         for text, source in zip(STEPS, (Source.DRAFT, Source.TARGET), strict=True)
@@ -93,8 +94,9 @@ async def test_the_router_service_scores_as_training_did(encoder: Encoder) -> No
 async def test_the_prm_service_scores_as_training_did(encoder: Encoder) -> None:
     stock = LlamaForTokenClassification.from_pretrained(PACK / "prm")
     (expected,) = StepScorer(stock, encoder).score([(PROBLEM, (*STEPS, CANDIDATE))])
-    loaded = await asyncio.to_thread(load_model, str(PACK / "prm"), ModelKind.TOKEN_CLASSIFICATION)
-    engine = TransformersPrm(loaded)
+    engine = await asyncio.to_thread(
+        lambda: TransformersPrm(load_model(str(PACK / "prm"), ModelKind.TOKEN_CLASSIFICATION))
+    )
     steps = tuple(Step(text, Source.DRAFT) for text in (*STEPS, CANDIDATE))
     found = await engine.score_steps(PROBLEM, steps)
     await engine.close()
