@@ -6,6 +6,7 @@ real.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ class FakeGenerator:
         self, request: StepRequest
     ) -> AsyncGenerator[str | GeneratedStep, None]:
         self.requests.append(request)
+        await asyncio.sleep(0)  # as a real model would, it lets other requests go on
         if self.error is not None:
             raise self.error
         written = self.write(request)
@@ -71,6 +73,7 @@ class FakeScorer:
 
     async def score_step(self, trajectory: Trajectory, step_text: str) -> Score:
         self.call_count += 1
+        await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
         return Score(self.score(trajectory, step_text), self.model, prefill_token_count=5)

@@ -274,7 +274,7 @@ class _Turn:
                     else:
                         self._target = item
         except TargetUnavailable:
-            if not run.request.allow_degraded or draft is None or run.is_void(draft):
+            if not run.request.allow_degraded or draft is None:
                 raise
             self._degradations.append(Degradation.TARGET_UNAVAILABLE)
 
@@ -299,7 +299,12 @@ class _Turn:
 
     def cancel(self, reason: StopReason) -> None:
         """Ends the request in the middle of a step; what the turn decoded was for nothing."""
-        self._run.ledger.cancel_pending()
+        ledger, verdict = self._run.ledger, self._verdict
+        if verdict is not None and verdict.escalate:
+            # The draft's step was through and rejected, and the target was asked for its own.
+            ledger.draft.discard_pending()
+            ledger.escalation_count += 1
+        ledger.cancel_pending()
         self._run.ended = reason
 
     async def _write(self, source: Source) -> AsyncGenerator[TokenDelta | GeneratedStep, None]:

@@ -146,9 +146,8 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         type=_seconds,
-        default=600.0,
         metavar="SECONDS",
-        help="give up on the server after this time (%(default)s)",
+        help="give up on the server after this time (the time limit and some grace, or 600)",
     )
 
 

@@ -6,11 +6,12 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
+from arbitrage.calls import RequestOptions
 from arbitrage.client import AsyncArbitrageClient
 from arbitrage.core.events import Event, Finished
-from arbitrage.core.limits import Caps, check_problem
+from arbitrage.core.limits import Budgets, Caps
 from arbitrage.core.steps import Sampling, StopReason
-from arbitrage.policy_specs import PolicySpec
+from arbitrage.policy_specs import POLICY_NAMES, PolicySpec
 from arbitrage.request import BudgetSpec, build_request
 from services.cli.console import Terminal
 from services.cli.deployment import services_with_progress, temporary_run_folder, usable_pack
@@ -19,6 +20,10 @@ from services.cli.fleet import while_alive
 from services.cli.plan import ANY_PORTS, FleetPlan
 from services.cli.render import StepLines, event_as_json
 from services.cli.signals import run_until_signalled
+from services.orchestrator.requests import RequestRules
+
+# Those of the services that `ask` starts.
+_RULES = RequestRules(Caps(), Budgets(), POLICY_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class AskOptions:
     budgets: BudgetSpec
     sampling: Sampling
     allow_degraded: bool
-    timeout_s: float
+    timeout_s: float | None
     address: str | None
     pack: str
     as_json: bool
@@ -45,10 +50,11 @@ def ask(options: AskOptions, terminal: Terminal) -> int:
     if options.address is not None:
         return run_until_signalled(_stream(options, options.address, terminal))
     # Bad input is told before five programs are started for it.
-    build_request(
-        options.problem, options.policy, budgets=options.budgets, sampling=options.sampling
+    _RULES.asked(
+        build_request(
+            options.problem, options.policy, budgets=options.budgets, sampling=options.sampling
+        )
     )
-    check_problem(options.problem, Caps())
     plan = FleetPlan(usable_pack(options.pack, terminal), ANY_PORTS, prefix_cache_mib=0)
     with temporary_run_folder() as folder:
         return run_until_signalled(_stream_from_own_services(options, plan, folder, terminal))
@@ -64,15 +70,16 @@ async def _stream_from_own_services(
 async def _stream(options: AskOptions, address: str, terminal: Terminal) -> int:
     step_lines = StepLines()
     stop_reason = StopReason.ERROR
+    asked = RequestOptions(
+        policy=options.policy,
+        budgets=options.budgets,
+        sampling=options.sampling,
+        allow_degraded=options.allow_degraded,
+    )
+    if options.timeout_s is not None:
+        asked["timeout_s"] = options.timeout_s
     async with AsyncArbitrageClient(address) as client:
-        events = client.stream(
-            options.problem,
-            policy=options.policy,
-            budgets=options.budgets,
-            sampling=options.sampling,
-            allow_degraded=options.allow_degraded,
-            timeout_s=options.timeout_s,
-        )
+        events = client.stream(options.problem, **asked)
         async with aclosing(events):
             async for event in events:
                 _show(event, step_lines, options.as_json, terminal)

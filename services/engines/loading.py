@@ -233,8 +233,10 @@ def _resolve(reference: str, model_id: str | None, options: LoadOptions) -> _Sou
         )
     folder = _fetch(reference, match["name"], match["revision"], options)
     _check_folder(reference, folder)
-    # A snapshot's folder is named by the commit that the revision stands for.
-    return _Source(folder, None, ModelIdentity(model_id or match["name"], folder.name))
+    # A snapshot's folder is named by the commit that the revision stands for; answers depend on
+    # the dtype, too.
+    commit = f"{folder.name}-{str(options.torch_dtype).removeprefix('torch.')}"
+    return _Source(folder, None, ModelIdentity(model_id or match["name"], commit))
 
 
 def _suffixes(options: LoadOptions) -> tuple[str, ...]:

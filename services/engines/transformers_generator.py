@@ -185,10 +185,11 @@ class TransformersGenerator:
             prompt += ids
         if len(prompt) + request.max_tokens > self.max_context_tokens:
             raise ContextTooLong(
-                "prompt",
-                f"{len(prompt)} prompt tokens and max_tokens {request.max_tokens}",
+                "problem",
+                f"{len(prompt)} tokens with its steps, and {request.max_tokens} for the next",
                 f"does not fit the context of {self.max_context_tokens} tokens",
-                "shorten the problem, lower max_tokens, or use a model with a longer context",
+                "shorten the problem, lower the tokens that a step may have (max_step_tokens), "
+                "or use a model with a longer context",
             )
         job = _StepJob(prompt, request, self)
         self._scheduler.submit(job)

@@ -157,7 +157,7 @@ class TransformersRouter:
         room = self.max_context_tokens - len(problem) - len(candidate)
         if room < 0:
             raise ContextTooLong(
-                "draft_text",
+                "candidate",
                 f"{len(problem)} problem tokens and {len(candidate)} candidate tokens",
                 f"do not fit the context of {self.max_context_tokens} tokens",
                 "send a shorter problem or step, or use a router with a longer context",

@@ -179,13 +179,17 @@ def test_threshold_extremes_agree_with_draft_only_and_target_only(pool: list[Poo
 async def test_a_result_does_not_depend_on_the_requests_beside_it() -> None:
     pool = [PoolStep(0.2, 0.9, i / 7, entropy=i / 7) for i in range(8)]
     policies: list[Policy] = [
-        ArbitragePolicy(0.4),
-        RandomPolicy(0.5, 3),
-        OraclePolicy(),
-        RsdPolicy(0.5),
+        policy
+        for i in range(8)
+        for policy in (
+            ArbitragePolicy(i / 8),
+            RandomPolicy(0.5, i),
+            OraclePolicy(i / 8),
+            RsdPolicy(i / 8),
+        )
     ]
     world = PoolWorld(pool)
-    requests = [SolutionRequest(f"problem {i}", policies[i % 4]) for i in range(32)]
+    requests = [SolutionRequest(f"problem {i}", policy) for i, policy in enumerate(policies)]
     alone = [await events_of(request, world.models) for request in requests]
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(events_of(request, world.models)) for request in requests]
@@ -435,6 +439,27 @@ def test_the_time_limit_ends_the_request_with_its_tokens_accounted() -> None:
     assert ledger(events).draft.kept_count == 6
     assert ledger(events).draft.cancelled_count == 3
     assert not target.requests
+
+
+def test_a_target_step_cut_for_time_is_an_escalation_whose_draft_was_finished() -> None:
+    target = FakeGenerator(lambda _: step("half a", StopReason.DEADLINE, token_count=2))
+    models, _ = models_of(FakeGenerator(lambda _: step("d")), target, router_score=1.0)
+    events = asyncio.run(events_of(SolutionRequest("p", ArbitragePolicy(0.5)), models))
+    cost = ledger(events)
+    assert finished(events).stop_reason is StopReason.DEADLINE
+    assert (cost.target.call_count, cost.escalation_count, cost.escalation_rate) == (1, 1, 1.0)
+    assert (cost.draft.discarded_count, cost.draft.cancelled_count) == (3, 0)
+    assert (cost.target.discarded_count, cost.target.cancelled_count) == (0, 2)
+
+
+def test_a_draft_that_repeats_while_the_target_is_away_ends_a_degraded_request() -> None:
+    draft = FakeGenerator(lambda _: step("again"))
+    target = FakeGenerator(lambda _: step("t"), error=TargetUnavailable("away"))
+    models, _ = models_of(draft, target, router_score=0.0)
+    request = SolutionRequest("p", ArbitragePolicy(0.5), allow_degraded=True)
+    events = asyncio.run(events_of(request, models))
+    assert texts(events) == ["again"]
+    assert finished(events).stop_reason is StopReason.REPETITION
 
 
 def test_a_step_the_engine_cut_for_time_is_not_committed() -> None:

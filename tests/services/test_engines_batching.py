@@ -204,7 +204,7 @@ async def test_a_prompt_that_does_not_fit_is_refused_before_any_work(
     assert engine.max_context_tokens == 100
     prompt_count = len(prompt_ids(loaded, walk(0, 3)))
 
-    with pytest.raises(ContextTooLong, match=f"100 tokens, got {prompt_count} prompt tokens"):
+    with pytest.raises(ContextTooLong, match=f"100 tokens, got {prompt_count} tokens with"):
         await write(engine, StepRequest(walk(0, 3), 101 - prompt_count))
     assert engine.stats().prefill_token_count == 0
 

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from arbitrage.core.ports import StepRequest
 from arbitrage.core.steps import GeneratedStep, Trajectory
+from services.engines import loading
 from services.engines.loading import (
     LoadedModel,
     LoadOptions,
@@ -78,6 +79,21 @@ def test_another_dtype_is_another_revision(tmp_path: Path) -> None:
     ]
 
     assert revisions[0] == revisions[1] != revisions[2]
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit_and_dtype(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "0123abc"  # as the hub's cache names a snapshot: by its commit
+    save(snapshot, random_model())
+    monkeypatch.setattr(loading, "snapshot_download", lambda *_, **__: str(snapshot))
+
+    revisions = [
+        load_model("org/name@main", ModelKind.CAUSAL_LM, LoadOptions(dtype=dtype)).identity.revision
+        for dtype in (None, "bfloat16")
+    ]
+
+    assert revisions == ["0123abc-float32", "0123abc-bfloat16"]
 
 
 def test_code_is_fetched_and_known_only_where_it_may_run(tmp_path: Path) -> None:
