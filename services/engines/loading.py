@@ -221,7 +221,7 @@ def _resolve(reference: str, model_id: str | None, options: LoadOptions) -> _Sou
     if path.is_dir():
         _check_folder(reference, path)
         suffixes = _suffixes(options)
-        files = sorted(p for p in path.iterdir() if p.suffix in suffixes and p.is_file())
+        files = sorted(p for p in path.iterdir() if p.suffix in suffixes and not p.is_dir())
         revision = _digest(files, options)
         return _Source(path, None, ModelIdentity(model_id or path.resolve().name, revision))
     match = _HUB_REFERENCE.fullmatch(reference)
