@@ -110,7 +110,7 @@ class OraclePolicy:
 
     async def decide(self, request: StepRequest, draft: GeneratedStep, models: Models) -> Verdict:
         """Lets the target write the step too and compares the two rewards."""
-        target = await _result_of(models.target, replace(request, stream_text=False))
+        target = await written_step(models.target, replace(request, stream_text=False))
         draft_score = await models.prm.score_step(request.trajectory, draft.text)
         target_score = await models.prm.score_step(request.trajectory, target.text)
         if draft_score.model != target_score.model:
@@ -240,7 +240,13 @@ def _check_range(field: str, value: float, least: float, most: float) -> None:
         )
 
 
-async def _result_of(generator: Generator, request: StepRequest) -> GeneratedStep:
+async def written_step(generator: Generator, request: StepRequest) -> GeneratedStep:
+    """Returns the step a generator writes, without its text on the way.
+
+    Raises:
+        DeadlineExceeded: the request's time was over before the step was.
+        ModelUnavailable: no replica answered.
+    """
     async with aclosing(generator.generate_step(request)) as items:
         async for item in items:
             if isinstance(item, GeneratedStep):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from arbitrage.core.errors import ContextTooLong
 from arbitrage.core.ports import RouterDescription
-from arbitrage.core.prompts import problem_text, router_steps
 from arbitrage.core.steps import SEPARATOR, ModelIdentity, Score, Source, Step, Trajectory
 from services.engines.base import Advantage, EngineStats, StepScores
 from services.engines.loading import LoadedModel, ModelLoadError
@@ -16,6 +15,7 @@ from services.engines.router_format import (
     read_prm_format,
     read_router_format,
 )
+from services.engines.router_input import CandidateTooLong, router_pieces, router_tokens
 from services.engines.scheduler import EngineOptions
 from services.engines.sequence_reader import SequenceReader
 
@@ -37,7 +37,7 @@ class TransformersPrm:
         self._tokenizer = loaded.tokenizer
         # TRL puts a bos before the problem wherever the tokenizer has one.
         self._start_ids = [] if loaded.bos_id is None else [loaded.bos_id]
-        self._separator_ids = _separator_ids(loaded, self._format.separator)
+        self._separator_ids = separator_ids(loaded, self._format.separator)
         self._reader = SequenceReader(loaded, options, "prm")
 
     @property
@@ -108,7 +108,7 @@ class TransformersRouter:
         self._format = _router_format(loaded)
         self._identity = loaded.identity
         self._tokenizer = loaded.tokenizer
-        self._separator_id = _separator_ids(loaded, SEPARATOR)[-1]
+        self._separator_id = separator_ids(loaded, SEPARATOR)[-1]
         self._reader = SequenceReader(loaded, options, "router")
 
     @property
@@ -153,17 +153,19 @@ class TransformersRouter:
             Overloaded: the queue is full; nothing was computed.
             NotServing: the engine is closing.
         """
-        problem, history, candidate = await self._input_ids(trajectory, draft_text)
-        room = self.max_context_tokens - len(problem) - len(candidate)
-        if room < 0:
+        pieces = router_pieces(trajectory, draft_text, annotated=self._format.is_annotated)
+        ids = await self._tokenizer.encode_each_async(pieces)
+        try:
+            tokens, truncated_count = router_tokens(
+                ids, self._tokenizer.start_ids, self._separator_id, self.max_context_tokens
+            )
+        except CandidateTooLong as error:
             raise ContextTooLong(
                 "candidate",
-                f"{len(problem)} problem tokens and {len(candidate)} candidate tokens",
+                str(error),
                 f"do not fit the context of {self.max_context_tokens} tokens",
                 "send a shorter problem or step, or use a router with a longer context",
-            )
-        truncated_count = max(0, len(history) - room)
-        tokens = problem + history[truncated_count:] + candidate
+            ) from None
         reading = await self._reader.read(tokens, (len(tokens) - 1,))
         score = Score(
             value=self._format.score_rule.score(reading.logits[0]),
@@ -173,21 +175,8 @@ class TransformersRouter:
         )
         return Advantage(score, truncated_count)
 
-    async def _input_ids(
-        self, trajectory: Trajectory, draft_text: str
-    ) -> tuple[list[int], list[int], list[int]]:
-        """Returns the ids of the problem, of the history and of the candidate."""
-        steps = router_steps(trajectory.steps, draft_text, annotated=self._format.is_annotated)
-        start = problem_text(trajectory.problem)
-        start_ids, *step_ids = await self._tokenizer.encode_each_async((start, *steps))
-        history: list[int] = []
-        for ids in step_ids[:-1]:
-            history += (*ids, self._separator_id)
-        problem = [*self._tokenizer.start_ids, *start_ids]
-        return problem, history, [*step_ids[-1], self._separator_id]
 
-
-def _separator_ids(loaded: LoadedModel, separator: str) -> tuple[int, ...]:
+def separator_ids(loaded: LoadedModel, separator: str) -> tuple[int, ...]:
     ids = loaded.tokenizer.encode(separator)
     if not ids:
         raise ModelLoadError(

@@ -1,0 +1,93 @@
+"""The model services a run asks: those of a deployment, or a pack's, started for the run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+
+from arbitrage.core.errors import ArbitrageError, DraftUnavailable, TargetUnavailable
+from arbitrage.core.ports import Models
+from arbitrage.core.steps import ModelIdentity
+from router_training.config import Services
+from router_training.errors import ServiceFailed
+from services.cli.failures import CommandError
+from services.cli.fleet import running_fleet
+from services.cli.plan import ANY_PORTS, MODEL_ROLES, FleetPlan
+from services.engines.packs import PackError, find_pack
+from services.rpc.calls import CallLimits
+from services.rpc.clients import GrpcGenerator, GrpcRouter, GrpcScorer, open_channel
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The models behind the services, who they are, and the router where there is one."""
+
+    models: Models
+    draft: ModelIdentity
+    target: ModelIdentity
+    prm: ModelIdentity
+    router: GrpcRouter | None
+
+
+class _NoRouter:
+    """Stands where no router is deployed; nobody asks it."""
+
+    async def estimate_advantage(self, *_: object) -> object:
+        raise AssertionError("a prefix policy asked a router that is not there")
+
+
+@asynccontextmanager
+async def connected(services: Services) -> AsyncIterator[Connection]:
+    """Connects to the services, after starting them where a pack is named.
+
+    Raises:
+        ServiceFailed: naming the service, its address and the fix.
+    """
+    async with AsyncExitStack() as stack:
+        addresses = await stack.enter_async_context(_addresses(services))
+        limits = CallLimits(services.call_timeout_s, grace_s=10.0)
+        channels: dict[str, grpc.aio.Channel] = {
+            role: await stack.enter_async_context(open_channel(address))
+            for role, address in addresses.items()
+        }
+        draft = GrpcGenerator(channels["draft"], DraftUnavailable, limits)
+        target = GrpcGenerator(channels["target"], TargetUnavailable, limits)
+        prm = GrpcScorer(channels["prm"], limits)
+        router = GrpcRouter(channels["router"], limits) if "router" in channels else None
+        try:
+            draft_model = await draft.describe()
+            target_model = await target.describe()
+            prm_model = await prm.describe()
+        except ArbitrageError as error:
+            listed = ", ".join(f"{role} {address}" for role, address in addresses.items())
+            raise ServiceFailed(
+                f"services: {error}; is it running? ({listed}); correct [services] or start it"
+            ) from None
+        yield Connection(
+            Models(draft, target, prm, router or _NoRouter()),  # type: ignore[arg-type]  # never asked
+            draft_model,
+            target_model,
+            prm_model,
+            router,
+        )
+
+
+@asynccontextmanager
+async def _addresses(services: Services) -> AsyncIterator[Mapping[str, str]]:
+    if services.pack is None:
+        named = {role: getattr(services, role) for role in MODEL_ROLES}
+        yield {role: address for role, address in named.items() if address is not None}
+        return
+    try:
+        pack = find_pack(services.pack)
+        plan = FleetPlan(pack, ANY_PORTS, prefix_cache_mib=0)
+        with tempfile.TemporaryDirectory(prefix="arbitrage-training-") as folder:
+            async with running_fleet(plan, Path(folder)) as fleet:
+                yield {role: fleet.services[role].address for role in MODEL_ROLES}
+    except (PackError, CommandError) as error:
+        raise ServiceFailed(f"services.pack: {error}") from None
