@@ -137,16 +137,15 @@ def _questions_of(path: Path, columns: Columns) -> Iterator[Question]:
 
 
 def _json_records(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
                 if line.strip():
                     yield json.loads(line)
-        except ValueError as error:  # bad UTF-8 too
-            raise QuestionsInvalid(
-                f"{path}: line {number + 1 if isinstance(error, UnicodeError) else number} "
-                f"is no JSON ({error}); correct or remove it"
-            ) from None
+            except ValueError as error:  # bad UTF-8 too
+                raise QuestionsInvalid(
+                    f"{path}: line {number} is no JSON ({error}); correct or remove it"
+                ) from None
 
 
 def _parquet_records(path: Path) -> Iterator[Any]:

@@ -51,7 +51,7 @@ async def loaded_router(folder: Path, threads: int | None) -> AsyncIterator[Chec
 
 
 def router_scores(folder: Path, rows: Sequence[Row], threads: int | None = None) -> Floats:
-    """Returns the checkpoint's score of each row [rows]; one too long to read is never escalated."""
+    """Returns the checkpoint's score of each row [rows]; 0 for one that it cannot read whole."""
 
     async def one(router: CheckpointRouter, row: Row) -> float:
         try:

@@ -69,7 +69,7 @@ class Stamps:
         stamp = self.read(stage)
         if stamp is None:
             raise DatasetInvalid(
-                f"{self._work}: the stage {stage!r} has not run here; run it first, or `run` for all"
+                f"{self._work}: stage {stage!r} has not run here; run it first, or `run` for all"
             )
         outputs: dict[str, Any] = stamp["outputs"]
         return outputs

@@ -54,13 +54,21 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RouterDescription:
-    """What a router says of itself."""
+    """What a router says of itself.
+
+    A score, its logit shifted by `prior_logit_shift`, is the probability of an advantage above
+    `advantage_margin`. `rejected_revision` is one that was to replace it and could not.
+    """
 
     model: ModelIdentity
     default_threshold: float
     calibration: CalibrationTable
     is_annotated: bool
     score_rule: str
+    prior_logit_shift: float = 0.0
+    advantage_margin: float = 0.0
+    rejected_revision: str = ""
+    rejected_reason: str = ""
 
 
 class Router(Protocol):

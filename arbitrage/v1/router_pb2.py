@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from arbitrage.v1 import trajectory_pb2 as arbitrage_dot_v1_dot_trajectory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61rbitrage/v1/router.proto\x12\x0c\x61rbitrage.v1\x1a\x1d\x61rbitrage/v1/trajectory.proto\"a\n\x18\x45stimateAdvantageRequest\x12\x0f\n\x07problem\x18\x01 \x01(\t\x12!\n\x05steps\x18\x02 \x03(\x0b\x32\x12.arbitrage.v1.Step\x12\x11\n\tcandidate\x18\x03 \x01(\t\"\xae\x01\n\x19\x45stimateAdvantageResponse\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x1b\n\x13prefill_token_count\x18\x02 \x01(\r\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x03 \x01(\r\x12\x1d\n\x15truncated_token_count\x18\x04 \x01(\r\x12*\n\x05model\x18\x05 \x01(\x0b\x32\x1b.arbitrage.v1.ModelIdentity\"\x12\n\x10GetRouterRequest\"\xb6\x01\n\x11GetRouterResponse\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.arbitrage.v1.ModelIdentity\x12\x19\n\x11\x64\x65\x66\x61ult_threshold\x18\x02 \x01(\x01\x12\x33\n\x0b\x63\x61libration\x18\x03 \x03(\x0b\x32\x1e.arbitrage.v1.CalibrationPoint\x12\x11\n\tannotated\x18\x04 \x01(\x08\x12\x12\n\nscore_rule\x18\x05 \x01(\t\";\n\x10\x43\x61librationPoint\x12\x11\n\tthreshold\x18\x01 \x01(\x01\x12\x14\n\x0ctarget_share\x18\x02 \x01(\x01\x32\xc3\x01\n\rRouterService\x12\x64\n\x11\x45stimateAdvantage\x12&.arbitrage.v1.EstimateAdvantageRequest\x1a\'.arbitrage.v1.EstimateAdvantageResponse\x12L\n\tGetRouter\x12\x1e.arbitrage.v1.GetRouterRequest\x1a\x1f.arbitrage.v1.GetRouterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61rbitrage/v1/router.proto\x12\x0c\x61rbitrage.v1\x1a\x1d\x61rbitrage/v1/trajectory.proto\"a\n\x18\x45stimateAdvantageRequest\x12\x0f\n\x07problem\x18\x01 \x01(\t\x12!\n\x05steps\x18\x02 \x03(\x0b\x32\x12.arbitrage.v1.Step\x12\x11\n\tcandidate\x18\x03 \x01(\t\"\xae\x01\n\x19\x45stimateAdvantageResponse\x12\r\n\x05score\x18\x01 \x01(\x02\x12\x1b\n\x13prefill_token_count\x18\x02 \x01(\r\x12\x1a\n\x12\x63\x61\x63hed_token_count\x18\x03 \x01(\r\x12\x1d\n\x15truncated_token_count\x18\x04 \x01(\r\x12*\n\x05model\x18\x05 \x01(\x0b\x32\x1b.arbitrage.v1.ModelIdentity\"\x12\n\x10GetRouterRequest\"\x9f\x02\n\x11GetRouterResponse\x12*\n\x05model\x18\x01 \x01(\x0b\x32\x1b.arbitrage.v1.ModelIdentity\x12\x19\n\x11\x64\x65\x66\x61ult_threshold\x18\x02 \x01(\x01\x12\x33\n\x0b\x63\x61libration\x18\x03 \x03(\x0b\x32\x1e.arbitrage.v1.CalibrationPoint\x12\x11\n\tannotated\x18\x04 \x01(\x08\x12\x12\n\nscore_rule\x18\x05 \x01(\t\x12\x19\n\x11prior_logit_shift\x18\x06 \x01(\x01\x12\x18\n\x10\x61\x64vantage_margin\x18\x07 \x01(\x01\x12\x19\n\x11rejected_revision\x18\x08 \x01(\t\x12\x17\n\x0frejected_reason\x18\t \x01(\t\";\n\x10\x43\x61librationPoint\x12\x11\n\tthreshold\x18\x01 \x01(\x01\x12\x14\n\x0ctarget_share\x18\x02 \x01(\x01\x32\xc3\x01\n\rRouterService\x12\x64\n\x11\x45stimateAdvantage\x12&.arbitrage.v1.EstimateAdvantageRequest\x1a\'.arbitrage.v1.EstimateAdvantageResponse\x12L\n\tGetRouter\x12\x1e.arbitrage.v1.GetRouterRequest\x1a\x1f.arbitrage.v1.GetRouterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,9 +39,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETROUTERREQUEST']._serialized_start=350
   _globals['_GETROUTERREQUEST']._serialized_end=368
   _globals['_GETROUTERRESPONSE']._serialized_start=371
-  _globals['_GETROUTERRESPONSE']._serialized_end=553
-  _globals['_CALIBRATIONPOINT']._serialized_start=555
-  _globals['_CALIBRATIONPOINT']._serialized_end=614
-  _globals['_ROUTERSERVICE']._serialized_start=617
-  _globals['_ROUTERSERVICE']._serialized_end=812
+  _globals['_GETROUTERRESPONSE']._serialized_end=658
+  _globals['_CALIBRATIONPOINT']._serialized_start=660
+  _globals['_CALIBRATIONPOINT']._serialized_end=719
+  _globals['_ROUTERSERVICE']._serialized_start=722
+  _globals['_ROUTERSERVICE']._serialized_end=917
 # @@protoc_insertion_point(module_scope)

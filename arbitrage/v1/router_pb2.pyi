@@ -36,18 +36,26 @@ class GetRouterRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetRouterResponse(_message.Message):
-    __slots__ = ("model", "default_threshold", "calibration", "annotated", "score_rule")
+    __slots__ = ("model", "default_threshold", "calibration", "annotated", "score_rule", "prior_logit_shift", "advantage_margin", "rejected_revision", "rejected_reason")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     ANNOTATED_FIELD_NUMBER: _ClassVar[int]
     SCORE_RULE_FIELD_NUMBER: _ClassVar[int]
+    PRIOR_LOGIT_SHIFT_FIELD_NUMBER: _ClassVar[int]
+    ADVANTAGE_MARGIN_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_REVISION_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_REASON_FIELD_NUMBER: _ClassVar[int]
     model: _trajectory_pb2.ModelIdentity
     default_threshold: float
     calibration: _containers.RepeatedCompositeFieldContainer[CalibrationPoint]
     annotated: bool
     score_rule: str
-    def __init__(self, model: _Optional[_Union[_trajectory_pb2.ModelIdentity, _Mapping]] = ..., default_threshold: _Optional[float] = ..., calibration: _Optional[_Iterable[_Union[CalibrationPoint, _Mapping]]] = ..., annotated: bool = ..., score_rule: _Optional[str] = ...) -> None: ...
+    prior_logit_shift: float
+    advantage_margin: float
+    rejected_revision: str
+    rejected_reason: str
+    def __init__(self, model: _Optional[_Union[_trajectory_pb2.ModelIdentity, _Mapping]] = ..., default_threshold: _Optional[float] = ..., calibration: _Optional[_Iterable[_Union[CalibrationPoint, _Mapping]]] = ..., annotated: bool = ..., score_rule: _Optional[str] = ..., prior_logit_shift: _Optional[float] = ..., advantage_margin: _Optional[float] = ..., rejected_revision: _Optional[str] = ..., rejected_reason: _Optional[str] = ...) -> None: ...
 
 class CalibrationPoint(_message.Message):
     __slots__ = ("threshold", "target_share")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from hashlib import sha256
 from pathlib import Path
@@ -101,17 +101,25 @@ class _Source:
 
 
 def load_model(
-    reference: str, kind: ModelKind, options: LoadOptions | None = None, model_id: str | None = None
+    reference: str,
+    kind: ModelKind,
+    options: LoadOptions | None = None,
+    model_id: str | None = None,
+    revision: str | None = None,
 ) -> LoadedModel:
     """Loads the model that `reference` names: a folder, `org/name@revision`, or a `.gguf` file.
 
     `model_id` is the name people see; without it, the folder's, the file's or the hub's.
+    `revision` is what stands for the files where the caller knows it; without it, their digest.
 
     Raises:
         ModelLoadError
     """
     options = options or LoadOptions()
     source = _resolve(reference, model_id, options)
+    if revision is not None:
+        identity = replace(source.identity, revision=_with_dtype(revision, options))
+        source = replace(source, identity=identity)
     try:
         return _load(reference, source, kind, options)
     except ModelLoadError:
@@ -220,9 +228,7 @@ def _resolve(reference: str, model_id: str | None, options: LoadOptions) -> _Sou
         return _Source(path.parent, path.name, ModelIdentity(model_id or path.stem, revision))
     if path.is_dir():
         _check_folder(reference, path)
-        suffixes = _suffixes(options)
-        files = sorted(p for p in path.iterdir() if p.suffix in suffixes and not p.is_dir())
-        revision = _digest(files, options)
+        revision = folder_revision(path, options)
         return _Source(path, None, ModelIdentity(model_id or path.resolve().name, revision))
     match = _HUB_REFERENCE.fullmatch(reference)
     if match is None:
@@ -235,13 +241,28 @@ def _resolve(reference: str, model_id: str | None, options: LoadOptions) -> _Sou
     _check_folder(reference, folder)
     # A snapshot's folder is named by the commit that the revision stands for; answers depend on
     # the dtype, too.
-    commit = f"{folder.name}-{str(options.torch_dtype).removeprefix('torch.')}"
+    commit = _with_dtype(folder.name, options)
     return _Source(folder, None, ModelIdentity(model_id or match["name"], commit))
+
+
+def _with_dtype(revision: str, options: LoadOptions) -> str:
+    return f"{revision}-{str(options.torch_dtype).removeprefix('torch.')}"
 
 
 def _suffixes(options: LoadOptions) -> tuple[str, ...]:
     """Returns the suffixes of the files that make up a model; code only where it is wanted."""
     return (*_MODEL_SUFFIXES, ".py") if options.trust_remote_code else _MODEL_SUFFIXES
+
+
+def folder_revision(folder: Path, options: LoadOptions) -> str:
+    """Returns the revision that a model loaded from `folder` has: a digest of its files.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    suffixes = _suffixes(options)
+    files = sorted(p for p in folder.iterdir() if p.suffix in suffixes and not p.is_dir())
+    return _digest(files, options)
 
 
 def hub_patterns(options: LoadOptions) -> list[str]:

@@ -1,6 +1,7 @@
 """Revisions of a checkpoint at one place, and which of them is current.
 
-    <location>/revisions/<revision>/…      the files and manifest.json, never changed
+    <location>/revisions/<revision>/…      the checkpoint's files, never changed
+    <location>/revisions/<revision>.json   their digests; without it a revision is not whole
     <location>/current.json                the pointer, with the history of what it pointed to
 
 The pointer is the commit: a revision's files are there in full before the pointer names it, and
@@ -26,7 +27,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 FORMAT_VERSION = 1
 POINTER_NAME = "current.json"
-_MANIFEST_NAME = "manifest.json"
 _REVISION = re.compile(r"[0-9a-f]{16}")
 _Found = TypeVar("_Found")
 
@@ -106,8 +106,7 @@ class RevisionStore:
             self._files.makedirs(target, exist_ok=True)
             for name in files:
                 self._files.put_file(str(folder / name), f"{target}/{name}")
-            # The manifest last: a revision without one is not whole.
-            self._put(f"{target}/{_MANIFEST_NAME}", {"sha256": files})
+            self._put(f"{target}.json", {"sha256": files})
 
         self._reached(copy)
         return revision
@@ -177,11 +176,11 @@ class RevisionStore:
         return f"{self._root}/revisions/{revision}"
 
     def _has(self, revision: str) -> bool:
-        path = f"{self._path(revision)}/{_MANIFEST_NAME}"
+        path = f"{self._path(revision)}.json"
         return self._reached(lambda: bool(self._files.exists(path)))
 
     def _manifest(self, revision: str) -> dict[str, str]:
-        fields = self._read(f"{self._path(revision)}/{_MANIFEST_NAME}")
+        fields = self._read(f"{self._path(revision)}.json")
         if fields is None or not isinstance(fields.get("sha256"), dict):
             raise RevisionError(
                 f"{self.location}: revision {revision} is not there in full; promote it again"

@@ -76,13 +76,19 @@ ScoreRule: TypeAlias = SoftmaxRule | QuantileRule | OrdinalRule
 
 @dataclass(frozen=True, slots=True)
 class RouterFormat:
-    """What `router.json` says: how the input is written and how the logits are read."""
+    """What `router.json` says: how the input is written and how the logits are read.
+
+    A score, its logit shifted by `prior_logit_shift`, is the probability of an advantage above
+    `advantage_margin` among steps as they come; training on balanced rows moves it away from that.
+    """
 
     is_annotated: bool
     score_rule: ScoreRule
     label_count: int
     default_threshold: float
     calibration: CalibrationTable
+    prior_logit_shift: float = 0.0
+    advantage_margin: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +112,17 @@ def read_router_format(path: Path) -> RouterFormat:
     """
     fields = _read_object(path)
     label_count = _integer(fields, "num_labels", minimum=2)
+    prior = fields.get("prior_correction", {})
+    if not isinstance(prior, dict):
+        raise FormatError(f"prior_correction: expected an object, got {prior!r:.80}")
     return RouterFormat(
         is_annotated=_boolean(fields, "annotation"),
         score_rule=_score_rule(fields.get("score_rule"), label_count),
         label_count=label_count,
         default_threshold=_share(fields, "default_threshold"),
         calibration=_calibration(fields.get("calibration", [])),
+        prior_logit_shift=_number(prior, "logit_shift", 0.0),
+        advantage_margin=_number(prior, "margin", 0.0),
     )
 
 
@@ -216,6 +227,13 @@ def _share(fields: Mapping[str, Any], name: str) -> float:
     value = fields.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
         raise FormatError(f"{name}: expected a number in [0, 1], got {value!r}")
+    return float(value)
+
+
+def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
+    value = fields.get(name, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise FormatError(f"prior_correction.{name}: expected a finite number, got {value!r}")
     return float(value)
 
 

@@ -126,6 +126,8 @@ class TransformersRouter:
             calibration=known.calibration,
             is_annotated=known.is_annotated,
             score_rule=known.score_rule.kind,
+            prior_logit_shift=known.prior_logit_shift,
+            advantage_margin=known.advantage_margin,
         )
 
     @property

@@ -1,33 +1,117 @@
-"""`python -m services.router`: settings, engine, servicer, serve."""
+"""`python -m services.router`: settings, engine, servicer, serve, and reload."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from grpc_health.v1 import health_pb2
 
 from arbitrage.v1 import router_pb2
-from services.engines.loading import ModelKind
-from services.engines.transformers_scorers import TransformersRouter
+from services.engines.base import RouterEngine
+from services.engines.loading import ModelLoadError
+from services.engines.packs import PackError
+from services.engines.revisions import RevisionError, RevisionStore, is_location
+from services.router.reloading import ReloadingRouter, RouterSource
 from services.router.servicer import RouterServicer
 from services.router.settings import RouterSettings
-from services.rpc.model_program import running_engine
-from services.rpc.program import Program, main
+from services.router.sources import FixedRouter, PromotedRouters, RouterFolder
+from services.router.telemetry import ReloadMetrics, register
+from services.rpc.model_program import EngineMetrics, in_daemon_thread, resolved_model
+from services.rpc.program import Program, StartError, main
+from services.rpc.settings import variable_of
 from services.rpc.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
+_SERVICE = router_pb2.DESCRIPTOR.services_by_name["RouterService"]
+# Beside the service's own health: whether it serves the revision that it should.
+RELOAD_HEALTH = f"{_SERVICE.full_name}.reload"
 
 
 @asynccontextmanager
 async def build(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator[RouterServicer]:
-    """Makes the servicer around a loaded, warm model."""
-    async with running_engine(
-        settings, telemetry, "router", ModelKind.SEQUENCE_CLASSIFICATION, TransformersRouter
-    ) as engine:
-        yield RouterServicer(engine)
+    """Makes the servicer around a loaded, warm model, which is replaced when a new one comes."""
+    with _source(settings) as source:
+        try:
+            revision = await asyncio.to_thread(source.latest)
+            engine: RouterEngine = await in_daemon_thread(lambda: source.load(revision))
+        except (ModelLoadError, RevisionError) as error:
+            raise StartError(f"{variable_of('model')}: {error}") from error
+        counts = ReloadMetrics(telemetry.registry)
+        router = ReloadingRouter(engine, revision, source, in_daemon_thread, counts)
+        try:
+            await router.warm_up()
+            telemetry.registry.register(EngineMetrics(router, "router"))
+            register(telemetry.registry, router)
+            await _show(telemetry, router)
+            # Only a place of promotions is looked at by itself; files may be half replaced.
+            is_watched = isinstance(source, PromotedRouters)
+            interval_s = settings.reload_interval_s if is_watched else 0.0
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(_watch(router, telemetry, interval_s))
+                yield RouterServicer(router)
+                watch.cancel()
+        finally:
+            await router.close()
+
+
+async def _watch(router: ReloadingRouter, telemetry: Telemetry, interval_s: float) -> None:
+    """Reloads at every interval and on SIGHUP, until it is cancelled."""
+    loop, hung_up = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(interval_s or None):
+                    await hung_up.wait()
+            except TimeoutError:
+                pass
+            is_asked = hung_up.is_set()
+            hung_up.clear()
+            try:
+                await router.reload(again=is_asked)
+            except Exception:  # noqa: BLE001 - a defect here must not end a router that serves
+                _log.exception("looking for a new router failed; the present one serves on")
+            await _show(telemetry, router)
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+async def _show(telemetry: Telemetry, router: ReloadingRouter) -> None:
+    status = health_pb2.HealthCheckResponse
+    serving = status.SERVING if router.rejection is None else status.NOT_SERVING
+    await telemetry.health.set(RELOAD_HEALTH, serving)
+
+
+@contextmanager
+def _source(settings: RouterSettings) -> Iterator[RouterSource]:
+    if not is_location(settings.model):
+        try:
+            reference = resolved_model(settings.model, "router")
+        except PackError as error:
+            raise StartError(f"{variable_of('model')}: {error}") from error
+        folder = Path(reference).expanduser()
+        yield (
+            RouterFolder(settings, folder) if folder.is_dir() else FixedRouter(settings, reference)
+        )
+        return
+    try:
+        store = RevisionStore(settings.model)
+    except RevisionError as error:
+        raise StartError(f"{variable_of('model')}: {error}") from error
+    with tempfile.TemporaryDirectory(prefix="arbitrage-router-") as temporary:
+        yield PromotedRouters(settings, store, settings.model_cache or Path(temporary))
 
 
 ROUTER = Program(
     component="router",
-    service=router_pb2.DESCRIPTOR.services_by_name["RouterService"],
+    service=_SERVICE,
     settings=RouterSettings,
     build=build,
 )

@@ -290,6 +290,10 @@ def router_to_proto(description: RouterDescription) -> router_pb2.GetRouterRespo
         ],
         annotated=description.is_annotated,
         score_rule=description.score_rule,
+        prior_logit_shift=description.prior_logit_shift,
+        advantage_margin=description.advantage_margin,
+        rejected_revision=description.rejected_revision,
+        rejected_reason=description.rejected_reason,
     )
 
 
@@ -315,4 +319,8 @@ def router_from_proto(message: router_pb2.GetRouterResponse) -> RouterDescriptio
         table,
         message.annotated,
         message.score_rule,
+        message.prior_logit_shift,
+        message.advantage_margin,
+        message.rejected_revision,
+        message.rejected_reason,
     )

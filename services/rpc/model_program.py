@@ -117,15 +117,11 @@ async def running_engine(
     """
 
     def load() -> EngineT:
-        # A log file is no terminal.
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped there
-        options = LoadOptions(settings.device, settings.dtype, settings.trust_remote_code)
-        reference = _resolved(settings.model, role)
-        loaded = load_model(reference, kind, options, settings.model_id)
-        return build(loaded, settings.engine_options)
+        reference = resolved_model(settings.model, role)
+        return build(load_as_told(settings, reference, kind), settings.engine_options)
 
     try:
-        engine = await _in_daemon_thread(load)
+        engine = await in_daemon_thread(load)
     except (ModelLoadError, PackError) as error:
         raise StartError(f"{variable_of('model')}: {error}") from error
     try:
@@ -136,7 +132,21 @@ async def running_engine(
         await engine.close()
 
 
-async def _in_daemon_thread(work: Callable[[], EngineT]) -> EngineT:
+def load_as_told(
+    settings: ModelSettings, reference: str, kind: ModelKind, revision: str | None = None
+) -> LoadedModel:
+    """Loads a model on the device and in the number format that the settings name.
+
+    Raises:
+        ModelLoadError
+    """
+    # A log file is no terminal.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped there
+    options = LoadOptions(settings.device, settings.dtype, settings.trust_remote_code)
+    return load_model(reference, kind, options, settings.model_id, revision)
+
+
+async def in_daemon_thread(work: Callable[[], EngineT]) -> EngineT:
     """Returns what `work` does, done in a thread that a program told to stop does not wait for."""
     outcome: Future[EngineT] = Future()
 
@@ -151,7 +161,7 @@ async def _in_daemon_thread(work: Callable[[], EngineT]) -> EngineT:
     return await asyncio.wrap_future(outcome)
 
 
-def _resolved(reference: str, role: str) -> str:
+def resolved_model(reference: str, role: str) -> str:
     """Returns the folder where `reference` names a pack or a member of one, else `reference`."""
     folder = resolve_model(reference) or resolve_model(f"{reference}/{role}")
     return reference if folder is None else str(folder)

@@ -53,7 +53,7 @@ class RpcServer:
         self._handlers = ServiceHandlers(
             service, self.gate, telemetry.rpc, listener.write_timeout_s
         )
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # stubs lack it
+        self._health = telemetry.health
         size = listener.max_message_mib * _MIB
         self._server = grpc.aio.server(
             options=(

@@ -13,6 +13,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 import grpc
+from grpc_health.v1 import health
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -59,12 +60,13 @@ class RpcMetrics:
 
 
 class Telemetry:
-    """Holds a program's metrics."""
+    """Holds what a program shows of itself: its metrics, and its health by service name."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.rpc = RpcMetrics(self.registry)
+        self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # stubs lack it
 
 
 @dataclass(frozen=True, slots=True)
