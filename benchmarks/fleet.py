@@ -29,9 +29,9 @@ class Fleet:
 
 
 @asynccontextmanager
-async def running_fleet() -> AsyncIterator[Fleet]:
+async def running_fleet(pack: Pack | None = None) -> AsyncIterator[Fleet]:
     """Starts every service on free ports, the orchestrator's prefix cache off, and stops them."""
-    pack = find_pack(PACK)
+    pack = pack or find_pack(PACK)
     # A cached step costs nothing, so arms that share steps would flatter each other.
     plan = FleetPlan(pack, ANY_PORTS, prefix_cache_mib=0)
     with tempfile.TemporaryDirectory(prefix="arbitrage-benchmark-") as folder:

@@ -65,7 +65,16 @@ def threshold_grid(scores: Floats) -> list[float]:
     (0.0, 1.0)
     """
     quantiles = np.quantile(scores, np.linspace(0.0, 1.0, _POINTS))
-    return sorted({0.0, 1.0, *(round(float(q), 4) for q in quantiles)})
+    return sorted({0.0, 1.0, *(significant(float(q)) for q in quantiles)})
+
+
+def significant(threshold: float) -> float:
+    """Returns a threshold with six digits, wherever its point stands; scores crowd at 0 and 1.
+
+    >>> significant(0.00012345678), significant(0.123456789)
+    (0.000123457, 0.123457)
+    """
+    return float(f"{threshold:.6g}")
 
 
 async def calibration_table(

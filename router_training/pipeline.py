@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arbitrage.core.calibration import CalibrationTable
-from router_training.calibrate import calibration_table, threshold_grid
+from router_training.calibrate import calibration_table, significant, threshold_grid
 from router_training.collect import collect
 from router_training.config import RunConfig
 from router_training.connections import connected
@@ -163,7 +163,7 @@ class Pipeline:
                 threshold_grid(scores),
                 config.collect,
             )
-        threshold = round(table.threshold_for(settings.default_target_share), 4)
+        threshold = significant(table.threshold_for(settings.default_target_share))
         test = judged(rows, scores, label.margin)
         report = await asyncio.to_thread(
             measure, rows, test, trained.logit_shift, threshold, settings
