@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from arbitrage.v1 import orchestrator_pb2
 from services.orchestrator.admission import Admission
-from services.orchestrator.models import connected_models
+from services.orchestrator.feedback import Feedback, Judges
+from services.orchestrator.models import RemoteModels, connected_models
 from services.orchestrator.prefix_cache import PrefixCache
 from services.orchestrator.requests import RequestRules
 from services.orchestrator.servicer import Desk, OrchestratorServicer
@@ -16,11 +18,13 @@ from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.store import MemoryStore
 from services.orchestrator.telemetry import (
     CacheMetrics,
+    FeedbackMetrics,
     RouterMetrics,
     SolutionMetrics,
     TargetDemand,
     register_admission,
 )
+from services.rpc.feedback_log import FeedbackLog
 from services.rpc.program import Program, main
 from services.rpc.telemetry import Telemetry
 
@@ -42,9 +46,32 @@ async def build(
     router_metrics = RouterMetrics(registry)
     async with connected_models(settings, cache, demand, router_metrics) as models:
         rules = RequestRules(settings.caps, settings.default_budgets, models.policies)
-        yield OrchestratorServicer(
-            Desk(rules, admission, models, store, metrics, settings.router_fallback)
-        )
+        feedback_metrics = FeedbackMetrics(registry, metrics.count_shadow)
+        async with running_feedback(settings, models, feedback_metrics) as feedback:
+            yield OrchestratorServicer(
+                Desk(rules, admission, models, store, metrics, settings.router_fallback, feedback)
+            )
+
+
+@asynccontextmanager
+async def running_feedback(
+    settings: OrchestratorSettings, models: RemoteModels, metrics: FeedbackMetrics
+) -> AsyncIterator[Feedback | None]:
+    """Makes what observes steps in the background, and gives up what is running on the way out."""
+    if settings.feedback_folder is None or models.prm is None or models.router is None:
+        yield None
+        return
+    judges = Judges(
+        models.target,
+        models.prm,
+        models.router.describe_model,
+        lambda: models.demand.inflight_count,
+    )
+    log = FeedbackLog(settings.feedback_folder, settings.feedback_file_mib)
+    async with asyncio.TaskGroup() as group:
+        feedback = Feedback(settings.feedback_rules, judges, log, metrics, group)
+        yield feedback
+        feedback.close()
 
 
 ORCHESTRATOR = Program(

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from uuid import uuid4
 
 from arbitrage.core.errors import (
     ArbitrageError,
@@ -16,12 +17,14 @@ from arbitrage.core.errors import (
 )
 from arbitrage.core.events import Finished
 from arbitrage.core.ledger import Ledger
+from arbitrage.core.policies import ArbitragePolicy
 from arbitrage.core.ports import RouterDescription
 from arbitrage.core.speculation import RouterFallback, SolutionRequest, generate_solution
 from arbitrage.core.steps import ModelIdentity, StopReason
 from arbitrage.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from services.orchestrator.admission import Admission
 from services.orchestrator.events import budgets_to_proto, caps_to_proto, event_to_proto
+from services.orchestrator.feedback import Feedback
 from services.orchestrator.models import RemoteModels
 from services.orchestrator.requests import RequestRules
 from services.orchestrator.store import Store
@@ -41,6 +44,7 @@ class Desk:
     store: Store
     metrics: SolutionMetrics
     router_fallback: RouterFallback
+    feedback: Feedback | None = None
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
@@ -70,6 +74,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             policy = await settled_policy(
                 asked.policy, desk.models.router, desk.router_fallback, deadline_s
             )
+            watched = None
+            if desk.feedback is not None and policy.name == ArbitragePolicy.name:
+                policy = watched = desk.feedback.of_solution(uuid4().hex, policy)
             solution = SolutionRequest(
                 problem=asked.problem,
                 policy=policy,
@@ -86,6 +93,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             await stack.enter_async_context(aclosing(events))
             async for event in events:
                 desk.metrics.observe(event)
+                if watched is not None:
+                    watched.observe(event)
                 yield event_to_proto(event)
 
     async def GetCapabilities(  # noqa: N802 - the proto's name

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from arbitrage.core.limits import Budgets, Caps
 from arbitrage.core.speculation import RouterFallback
+from services.orchestrator.feedback import FeedbackRules
 from services.rpc.calls import CallLimits
 from services.rpc.settings import Port, PositiveCount, Seconds, ServerSettings, variable_of
 
@@ -60,6 +62,33 @@ class OrchestratorSettings(ServerSettings):
         3_600.0, description="Time an answer stays in the prefix cache, in seconds."
     )
 
+    feedback_sample_rate: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of routed steps that are observed for training, usually 0.01 to 0.05.",
+    )
+    feedback_folder: Path | None = Field(
+        None, description="Folder that gets what was observed, as JSON lines."
+    )
+    feedback_file_mib: PositiveCount = Field(64, description="Size of a file of it, in MiB.")
+    feedback_max_inflight: PositiveCount = Field(1, description="Steps observed at once.")
+    feedback_max_target_inflight: PositiveCount = Field(
+        1, description="Nothing is observed while the target writes this many steps."
+    )
+    feedback_seed: int = Field(0, ge=0, description="Decides which steps are observed.")
+
+    @property
+    def feedback_rules(self) -> FeedbackRules:
+        """Which steps are observed."""
+        return FeedbackRules(
+            self.feedback_sample_rate,
+            self.feedback_max_inflight,
+            self.feedback_max_target_inflight,
+            self.feedback_seed,
+        )
+
     @property
     def caps(self) -> Caps:
         """The most a caller may ask for."""
@@ -90,6 +119,18 @@ class OrchestratorSettings(ServerSettings):
     def prefix_cache_bytes(self) -> int:
         """Memory of the prefix cache."""
         return self.prefix_cache_mib * _MIB
+
+    @model_validator(mode="after")
+    def _feedback_has_what_it_needs(self) -> Self:
+        if not self.feedback_sample_rate:
+            return self
+        for needed in ("feedback_folder", "prm_address", "router_address"):
+            if getattr(self, needed) is None:
+                raise ValueError(
+                    f"{variable_of(needed)}: is not set, but {variable_of('feedback_sample_rate')} "
+                    f"is {self.feedback_sample_rate:g}; set it, or the rate to 0"
+                )
+        return self
 
     @model_validator(mode="after")
     def _defaults_lie_within_the_caps(self) -> Self:

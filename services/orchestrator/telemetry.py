@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
@@ -11,16 +12,18 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from arbitrage.core.events import Event, StepCommitted
 from arbitrage.core.ledger import Ledger, TokenLedger
-from arbitrage.core.ports import Clock, Generator, StepRequest
-from arbitrage.core.steps import GeneratedStep, Source
+from arbitrage.core.ports import Clock, Generator, RouterDescription, StepRequest
+from arbitrage.core.steps import GeneratedStep, ModelIdentity, Score, Source
 from services.orchestrator.admission import Admission
 from services.rpc.telemetry import SECONDS_BUCKETS
 
 ROLES: Final = ("draft", "target", "prm", "router")
 _PHASES: Final = ("draft", "decision", "target", "orchestrator")
-_OUTCOMES: Final = ("kept", "discarded", "cancelled", "prefilled", "cached")
+_OUTCOMES: Final = ("kept", "discarded", "cancelled", "prefilled", "cached", "shadow")
+_FEEDBACK_RESULTS: Final = ("written", "no_room", "failed")
 _CACHE_RESULTS: Final = ("hit", "shared", "miss", "bypass")
 _RECENT_WEIGHT: Final = 0.1
+_FEEDBACK_WEIGHT: Final = 0.02  # about the last fifty records
 
 
 class CacheMetrics:
@@ -75,6 +78,10 @@ class SolutionMetrics:
             for outcome in _OUTCOMES:
                 self._tokens.labels(role, outcome)
 
+    def count_shadow(self, token_count: int) -> None:
+        """Counts tokens that the target wrote for feedback, for no solution."""
+        self._tokens.labels("target", "shadow").inc(token_count)
+
     def observe(self, event: Event) -> None:
         """Counts one event."""
         if isinstance(event, StepCommitted):
@@ -120,6 +127,60 @@ class RouterMetrics:
         self._truncated.inc(token_count)
 
 
+class FeedbackMetrics:
+    """Counts feedback records, and how far the router's predictions lie from what they say."""
+
+    def __init__(
+        self, registry: CollectorRegistry, count_shadow_tokens: Callable[[int], None]
+    ) -> None:
+        self.count_shadow_tokens = count_shadow_tokens
+        self._records = Counter(
+            "arbitrage_feedback_records",
+            "Steps chosen for feedback by what became of them: written, no_room (the target was "
+            "busy), failed (a model or the sink).",
+            ("result",),
+            registry=registry,
+        )
+        self._predicted = Counter(
+            "arbitrage_feedback_predicted_advantage",
+            "Sum of the probabilities of an advantage that the router gave to observed steps.",
+            registry=registry,
+        )
+        self._observed = Counter(
+            "arbitrage_feedback_observed_advantage",
+            "Observed steps that had one.",
+            registry=registry,
+        )
+        self._drift = Gauge(
+            "arbitrage_router_drift",
+            "Predicted minus observed advantage, recent observed steps of the serving router "
+            "weighing most.",
+            registry=registry,
+        )
+        self._drift_of: ModelIdentity | None = None
+        self._mean = 0.0
+        for result in _FEEDBACK_RESULTS:
+            self._records.labels(result)
+
+    def count(self, result: str) -> None:
+        """Counts a step that was chosen."""
+        self._records.labels(result).inc()
+
+    def observe(self, score: Score, advantage: float, router: RouterDescription) -> None:
+        """Compares the router's score of a step with its measured advantage."""
+        clipped = min(1 - 1e-9, max(1e-9, score.value))
+        logit = math.log(clipped / (1 - clipped)) + router.prior_logit_shift
+        predicted = 1 / (1 + math.exp(-logit))
+        observed = float(advantage > router.advantage_margin)
+        self._predicted.inc(predicted)
+        self._observed.inc(observed)
+        if self._drift_of != score.model:
+            # What another router got wrong says nothing of this one.
+            self._drift_of, self._mean = score.model, predicted - observed
+        self._mean += _FEEDBACK_WEIGHT * (predicted - observed - self._mean)
+        self._drift.set(self._mean)
+
+
 class TargetDemand:
     """Says how much work the target has before it, in front of it: also while none is running."""
 
@@ -133,17 +194,17 @@ class TargetDemand:
             "Time the target needs for the steps it is writing.",
             registry=registry,
         )
-        self._inflight_count = 0
-        demand.set_function(lambda: self._inflight_count * self._mean_step_s)
+        self.inflight_count = 0
+        demand.set_function(lambda: self.inflight_count * self._mean_step_s)
 
     def begin(self) -> None:
         """Counts a step that the target is asked for."""
-        self._inflight_count += 1
+        self.inflight_count += 1
         self._inflight.inc()
 
     def end(self, took_s: float | None) -> None:
         """Counts it out; `took_s` is its time if it was written."""
-        self._inflight_count -= 1
+        self.inflight_count -= 1
         self._inflight.dec()
         if took_s is not None:
             first = self._mean_step_s == 0.0

@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from arbitrage.core.errors import DeadlineExceeded, RouterUnavailable
+from arbitrage.core.errors import CalibrationUnavailable, DeadlineExceeded, RouterUnavailable
 from arbitrage.core.policies import ArbitragePolicy, Policy
 from arbitrage.core.ports import Models, RouterDescription, StepRequest
 from arbitrage.core.speculation import RouterFallback
-from arbitrage.core.steps import GeneratedStep, Source, Verdict
+from arbitrage.core.steps import GeneratedStep, ModelIdentity, Source, Verdict
 from services.orchestrator.requests import RouterThreshold
 
 
@@ -25,12 +25,24 @@ class DescribedRouter(Protocol):
         """
         ...
 
+    async def describe_model(
+        self, model: ModelIdentity, deadline_s: float | None = None
+    ) -> RouterDescription:
+        """Returns the description of the very weights that gave a score.
+
+        Raises:
+            DeadlineExceeded, RouterUnavailable: also where they are gone and were never described.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
-class LateThresholdPolicy:
-    """The `arbitrage` policy while its router cannot be reached: it asks again at every step.
+class RouterThresholdPolicy:
+    """The `arbitrage` policy at the threshold of whichever router scored the step.
 
-    Where it still cannot, `RouterUnavailable` makes the loop fall back and flag the step.
+    Routers are replaced while solutions run, and a threshold means nothing to another router's
+    scores. Where the router cannot be reached, `RouterUnavailable` makes the loop fall back and
+    flag the step; the next step asks again.
     """
 
     name: ClassVar[str] = ArbitragePolicy.name
@@ -41,11 +53,19 @@ class LateThresholdPolicy:
     router: DescribedRouter
 
     async def decide(self, request: StepRequest, draft: GeneratedStep, models: Models) -> Verdict:
-        """Decides as `ArbitragePolicy` does once the router has told its threshold."""
+        """Asks the router for its score, and for the threshold that goes with it."""
         limit_s = request.time_limit_s
         deadline_s = None if limit_s is None else time.monotonic() + limit_s
-        policy = self.wanted.policy(await self.router.describe(deadline_s))
-        return await policy.decide(request, draft, models)
+        # Before the score: a router that does not answer is asked for nothing more.
+        await self.router.describe(deadline_s)
+        score = await models.router.estimate_advantage(request.trajectory, draft.text)
+        described = await self.router.describe_model(score.model, deadline_s)
+        try:
+            threshold = self.wanted.policy(described).escalation_threshold
+        except CalibrationUnavailable as error:
+            # The router it began with had a table; the one that replaced it cannot fail it now.
+            raise RouterUnavailable(str(error)) from None
+        return Verdict(escalate=score.value > threshold, router_score=score, threshold=threshold)
 
 
 async def settled_policy(
@@ -54,9 +74,11 @@ async def settled_policy(
     fallback: RouterFallback,
     deadline_s: float | None,
 ) -> Policy:
-    """Returns the policy a request runs under, its threshold found.
+    """Returns the policy a request runs under.
 
-    `deadline_s` is the moment of the monotonic clock at which the request's time is over.
+    A threshold that only the router can tell is looked for once, so that a request that cannot
+    have one is refused before it costs anything. `deadline_s` is the moment of the monotonic clock
+    at which the request's time is over.
 
     Raises:
         CalibrationUnavailable: a target share was asked for and the router has no table.
@@ -66,11 +88,11 @@ async def settled_policy(
         return wanted
     assert router is not None, "the policy is not offered without a router"
     try:
-        return wanted.policy(await router.describe(deadline_s))
+        wanted.policy(await router.describe(deadline_s))
     except DeadlineExceeded:
         # The loop ends a request without time at its first step.
-        return LateThresholdPolicy(wanted, router)
+        pass
     except RouterUnavailable:
         if fallback is RouterFallback.FAIL:
             raise
-        return LateThresholdPolicy(wanted, router)
+    return RouterThresholdPolicy(wanted, router)

@@ -51,6 +51,8 @@ _HEALTH_TIMEOUT_S = 2.0
 # A model takes no time limit of 0 s; this one it answers with what the limit means.
 _LEAST_TIME_LIMIT_S = 1e-3
 _SILENCE_TRUST_S = 5.0
+# Scores of routers before the present one are met for as long as they lie in a cache.
+_KNOWN_ROUTERS = 8
 
 
 def open_channel(address: str, max_message_mib: int = 16) -> grpc.aio.Channel:
@@ -219,6 +221,7 @@ class GrpcRouter:
         self._limits = limits
         self._on_truncated = on_truncated
         self._description: RouterDescription | None = None
+        self._described: dict[ModelIdentity, RouterDescription] = {}
         self._silent_until_s = -math.inf
 
     async def estimate_advantage(
@@ -243,6 +246,24 @@ class GrpcRouter:
             self._description = None
         return score
 
+    async def describe_model(
+        self, model: ModelIdentity, deadline_s: float | None = None
+    ) -> RouterDescription:
+        """Returns what the router said of itself while it had these weights.
+
+        Scores outlive their router by a moment: in a cache, or on their way while it is replaced.
+
+        Raises:
+            DeadlineExceeded
+            RouterUnavailable: nobody answered, or the weights are gone and were never described.
+        """
+        if model not in self._described:
+            self._description = None
+            await self.describe(deadline_s)
+        if model not in self._described:
+            raise RouterUnavailable(f"the router that gave a score, {model}, has been replaced")
+        return self._described[model]
+
     async def describe(self, deadline_s: float | None = None) -> RouterDescription:
         """Returns what the router says of itself, asked for once per revision.
 
@@ -256,10 +277,13 @@ class GrpcRouter:
             if time.monotonic() < self._silent_until_s:
                 raise RouterUnavailable("the router did not answer a moment ago")
             try:
-                self._description = await self.ask_description(deadline_s)
+                self._description = found = await self.ask_description(deadline_s)
             except RouterUnavailable:
                 self._silent_until_s = time.monotonic() + _SILENCE_TRUST_S
                 raise
+            self._described[found.model] = found
+            while len(self._described) > _KNOWN_ROUTERS:
+                del self._described[next(iter(self._described))]
         return self._description
 
     async def ask_description(self, deadline_s: float | None = None) -> RouterDescription:
