@@ -2,10 +2,94 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-from router_training.rows import RowFolder
+from arbitrage.core.errors import ArbitrageError
+from arbitrage.core.steps import ModelIdentity
+from arbitrage.v1 import feedback_pb2
+from router_training.errors import DatasetInvalid
+from router_training.label import advantage, binary_label
+from router_training.questions import question_id
+from router_training.rows import Row, RowFolder
+from services.rpc.convert import (
+    generated_step_from_proto,
+    identity_from_proto,
+    sampling_from_proto,
+    steps_from_proto,
+)
+from services.rpc.feedback_log import read_feedback
+
+_log = logging.getLogger(__name__)
+_SOURCE = "feedback"
 
 
 def rows_from_feedback(feedback: Path, folder: RowFolder) -> int:
-    raise NotImplementedError
+    """Appends a row for each record of a folder that has none yet; returns how many.
+
+    Records of another PRM, draft or target than the rows that are there, or than the newest
+    record where there are none, are passed over: no advantage mixes two.
+
+    Raises:
+        DatasetInvalid: a record cannot be read.
+        StorageFailed
+    """
+    try:
+        rows = [_row(record) for record in read_feedback(feedback)]
+    except (ValueError, ArbitrageError) as error:
+        raise DatasetInvalid(f"--from-feedback {feedback}: {error}; remove the record") from None
+    if not rows:
+        raise DatasetInvalid(
+            f"--from-feedback {feedback}: it holds no records; is feedback_sample_rate above 0?"
+        )
+    known = folder.first() or rows[-1]
+    done = {(row.request_id, row.step_index) for row in folder.read()}
+    fitting = [row for row in rows if _models(row) == _models(known)]
+    if len(fitting) < len(rows):
+        _log.warning(
+            "%d of %d records are of other models and passed over",
+            len(rows) - len(fitting),
+            len(rows),
+        )
+    new = [row for row in fitting if (row.request_id, row.step_index) not in done]
+    folder.append(new)
+    return len(new)
+
+
+def _models(row: Row) -> tuple[ModelIdentity, ...]:
+    return row.prm, row.draft, row.target
+
+
+def _row(record: feedback_pb2.ObservedStep) -> Row:
+    history = steps_from_proto(record.steps)
+    draft = generated_step_from_proto(record.draft_step)
+    targets = [generated_step_from_proto(step) for step in record.target_steps]
+    if not targets or len(targets) != len(record.target_scores):
+        raise ValueError(f"a record of {record.request_id} lacks target steps or their scores")
+    gap = advantage(record.draft_score, list(record.target_scores))
+    return Row(
+        request_id=record.request_id,
+        question_id=question_id(record.problem),
+        source=_SOURCE,
+        step_index=len(history),
+        problem=record.problem,
+        history=history,
+        draft_text=draft.text,
+        draft_token_count=draft.token_count,
+        draft_entropy=draft.first_token_entropy,
+        target_texts=tuple(step.text for step in targets),
+        target_token_counts=tuple(step.token_count for step in targets),
+        draft_score=record.draft_score,
+        target_scores=tuple(record.target_scores),
+        advantage=gap,
+        label=binary_label(gap),
+        prm=identity_from_proto(record.prm),
+        draft=draft.model,
+        target=targets[0].model,
+        router=identity_from_proto(record.router),
+        router_score=record.router_score,
+        prefix_policy="router",
+        propensity=record.propensity,
+        seed=sampling_from_proto(record.sampling).seed or 0,
+        code_version=record.code_version,
+    )

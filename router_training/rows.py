@@ -6,6 +6,7 @@ a run that was killed walks the questions again that it had not finished writing
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -182,7 +183,8 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
         partial.replace(path)
         _sync(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise StorageFailed(
             f"{path}: rows cannot be written ({error.strerror or error}); earlier rows are "
             "intact: make room or correct the folder, and run the same command again"

@@ -6,6 +6,7 @@ written last, so a stage that was killed is not current, and its rerun goes on f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -103,7 +104,8 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(stream.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise StorageFailed(
             f"{path}: it cannot be written ({error.strerror or error}); make room or correct the "
             "folder, and run the same command again"

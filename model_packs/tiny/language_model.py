@@ -57,7 +57,6 @@ class Stage:
     seed: int = 0
     muon_rate: float = 0.02
     adam_rate: float = 3e-3
-    annotated_share: float = 0.0  # rows whose steps name their writers, as the router reads them
     compiled: bool = True  # compiling takes a minute, which a short stage does not win back
 
 
@@ -100,15 +99,11 @@ class RowMaker:
                 return problem
 
     def _solution(self, problem: Problem) -> list[tuple[int, int]]:
-        """Returns the solution's (id, label) pairs; annotations are read, not learned."""
-        annotated = self._rng.random() < self._stage.annotated_share
+        """Returns the solution's (id, label) pairs."""
         result: list[tuple[int, int]] = []
         for index, step in enumerate(problem.steps):
             is_last = index == len(problem.steps) - 1
             end = self._tokenizer.eos_token if is_last else SEPARATOR
-            if annotated:
-                shown = self._tokenizer.encode(f"Model {self._rng.randrange(2)}: ")
-                result += [(token, IGNORED) for token in shown]
             result += [(token, token) for token in self._tokenizer.encode(f"{step}{end}")]
         return result
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +52,27 @@ def write_problems(pack: Path = PACK) -> None:
         for p in held_out_problems()
     ]
     write_atomically(pack / "problems.jsonl", "\n".join(lines) + "\n")
+
+
+def write_questions(questions: Sequence[Problem], pack: Path = PACK) -> None:
+    """Writes training problems for `router_training`, one JSON object a line."""
+    lines = [
+        json.dumps({"problem": q.text, "answer": str(q.answer), "kind": q.kind.value})
+        for q in questions
+    ]
+    write_atomically(pack / "questions.jsonl", "\n".join(lines) + "\n")
+
+
+def take_router(checkpoint: Path, pack: Path = PACK) -> None:
+    """Replaces the pack's router by a checkpoint folder, whole or not at all."""
+    part, place, old = pack / ".router.part", pack / "router", pack / ".router.old"
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(checkpoint, part)
+    if place.exists():
+        os.replace(place, old)
+    os.replace(part, place)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

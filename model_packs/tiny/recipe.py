@@ -1,11 +1,11 @@
 """The recipe of the shipped pack: every model's stages, in the order they are run."""
 
+from pathlib import Path
 from typing import Final
 
 from model_packs.tiny.domain import Mixture
 from model_packs.tiny.language_model import Shape, Stage
 from model_packs.tiny.reward_model import RewardRecipe
-from model_packs.tiny.router_model import RouterRecipe
 
 _LARGE_NUMBERS: Final = Mixture(
     operation_weights=((1, 0.5), (2, 0.5)),
@@ -79,26 +79,6 @@ LANGUAGE_MODEL_STAGES: Final[dict[str, Stage]] = {
         first_rate=0.8,
         last_rate=0.0,
     ),
-    "reader-1": Stage(
-        *(_EIGHT_LAYERS, 200, 168, 16),
-        start="target-5",
-        seed=18,
-        muon_rate=0.003,
-        adam_rate=5e-4,
-        last_rate=0.0,
-        annotated_share=0.8,
-        compiled=False,
-    ),
-    "reader-2": Stage(
-        *(_EIGHT_LAYERS, 120, 168, 16),
-        start="reader-1",
-        seed=19,
-        muon_rate=0.003,
-        adam_rate=5e-4,
-        last_rate=0.0,
-        annotated_share=0.8,
-        compiled=False,
-    ),
     "draft-2": Stage(
         *(_TWO_LAYERS, 350, 160, 24),
         start="draft-1",
@@ -112,11 +92,11 @@ DRAFT: Final = "draft-2"
 TARGET: Final = "target-8"
 ROLLOUT_WRITERS: Final = (DRAFT, "target-7")
 REWARD_TRUNK: Final = "target-5"
-ROUTER_TRUNK: Final = "reader-2"
 REWARD: Final = RewardRecipe()
-ROUTER: Final = RouterRecipe()
 
-SEEDS: Final = {"rollouts": 51, "pairs": 1000, "balance": 53, "calibration": 54}
+SEEDS: Final = {"rollouts": 51, "questions": 1000}
 ROLLOUT_PROBLEM_COUNT: Final = 6000
-PAIR_PROBLEM_COUNT: Final = 4000
-CALIBRATION_PROBLEM_COUNT: Final = 900
+QUESTION_COUNT: Final = 6000  # what the router is trained on
+ROUTER_CONFIG: Final = (
+    Path(__file__).resolve().parents[2] / "router_training" / "configs" / "tiny.toml"
+)
