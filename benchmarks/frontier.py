@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,8 +98,9 @@ async def solve(
     free = memories.models(models, None)
     wasted = 0
     for before, draft, target in escalated:
-        gain = (await free.prm.score_step(before, target)).value
-        wasted += gain <= (await free.prm.score_step(before, draft)).value
+        # The draft's first: that is the question a policy may ask, and its time must be honest.
+        draft_score = (await free.prm.score_step(before, draft)).value
+        wasted += (await free.prm.score_step(before, target)).value <= draft_score
     return [
         float(is_solved(text, problem.answer)),
         ledger.step_count,
@@ -111,24 +112,43 @@ async def solve(
 
 
 async def sweep(
-    name: str,
-    policies: Sequence[tuple[float, Policy]],
+    policies: Mapping[str, Sequence[tuple[float, Policy]]],
     problems: Sequence[BundledProblem],
     models: Models,
-    memories: Memories,
-) -> Outcomes:
-    """Returns a policy's outcomes at every setting, one problem at a time."""
+) -> dict[str, Outcomes]:
+    """Returns every policy's outcomes at every setting.
+
+    Problem by problem, the policies in turn: each finds the services' caches as warm as another,
+    as a solution of its own would, and drift of a shared machine meets all alike.
+    """
     started_s = time.monotonic()
-    table = []
-    for _, policy in policies:
-        table.append([(await solve(p, policy, models, memories))[0] for p in problems])
-    print(f"{name}: {len(table)} arms in {time.monotonic() - started_s:.0f} s", flush=True)
-    arrays = np.moveaxis(np.asarray(table, float), 2, 0)  # [fields, arms, problems]
-    return Outcomes(tuple(setting for setting, _ in policies), *arrays)
+    tables: dict[str, list[list[list[float]]]] = {
+        name: [[] for _ in settings] for name, settings in policies.items()
+    }
+    names = list(policies)
+    for index, problem in enumerate(problems):
+        memories = Memories.empty()
+        shift = index % len(names)
+        for name in names[shift:] + names[:shift]:
+            for arm, (_, policy) in enumerate(policies[name]):
+                tables[name][arm].append((await solve(problem, policy, models, memories))[0])
+        if (index + 1) % 50 == 0 or index + 1 == len(problems):
+            took_s = time.monotonic() - started_s
+            left_s = took_s / (index + 1) * (len(problems) - index - 1)
+            print(
+                f"{index + 1}/{len(problems)} problems, {took_s:.0f} s, {left_s:.0f} s left",
+                flush=True,
+            )
+    found = {}
+    for name, table in tables.items():
+        arrays = np.moveaxis(np.asarray(table, float), 2, 0)  # [fields, arms, problems]
+        found[name] = Outcomes(tuple(setting for setting, _ in policies[name]), *arrays)
+    return found
 
 
-async def look(problems: Sequence[BundledProblem], models: Models, memories: Memories) -> Seen:
+async def look(problems: Sequence[BundledProblem], models: Models) -> Seen:
     """Returns the scores of the drafts that a coin's solutions meet."""
+    memories = Memories.empty()
     free, seen = memories.models(models, None), Seen([], [], [])
     for problem in problems:
         for prefix, draft, _ in (await solve(problem, RandomPolicy(0.5, 1), models, memories))[1]:
@@ -144,6 +164,8 @@ def policies_of(seen: Seen, count: int) -> dict[str, list[tuple[float, Policy]]]
     """Returns every policy of the sweep with its settings, spread over what scores were seen."""
     rates = np.linspace(0.0, 1.0, max(5, count // 2))[1:-1]
     return {
+        "draft_only": [(0.0, DraftOnlyPolicy())],
+        "target_only": [(1.0, TargetOnlyPolicy())],
         "arbitrage": [(t, ArbitragePolicy(t)) for t in spread([0.0, *seen.router], count)],
         "rsd": [(s, RsdPolicy(s)) for s in spread([*seen.reward, 1.0], count)],
         "oracle": [
@@ -174,19 +196,10 @@ async def run(pack: str, problem_count: int, effort: Effort) -> tuple[Result, Fr
     """Starts the system, measures it and stops it."""
     async with running_fleet(find_pack(pack)) as fleet:
         problems = bundled_problems(fleet.pack, problem_count)
-        memories = Memories.empty()
         async with connected_models(fleet) as (models, _):
-            draft = await sweep(
-                "draft_only", [(0.0, DraftOnlyPolicy())], problems, models, memories
-            )
-            target = await sweep(
-                "target_only", [(1.0, TargetOnlyPolicy())], problems, models, memories
-            )
-            seen = await look(problems[: max(20, problem_count // 4)], models, memories)
-            curves = {
-                name: await sweep(name, policies, problems, models, memories)
-                for name, policies in policies_of(seen, effort.thresholds).items()
-            }
+            seen = await look(problems[: max(20, problem_count // 4)], models)
+            curves = await sweep(policies_of(seen, effort.thresholds), problems, models)
+        draft, target = curves.pop("draft_only"), curves.pop("target_only")
         frontier = Frontier(draft, target, curves, SEED, effort.rounds)
         matched = frontier.matched_settings()
         specs: dict[str, PolicySpec] = {
