@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format protos bench clean
+.PHONY: demo test check format protos bench proof
 
 $(BIN)/arbitrage: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,6 +37,11 @@ format: $(VENV)/.dev
 
 protos: $(VENV)/.dev ## regenerate arbitrage/v1 from protos/
 	$(BIN)/python protos/generate.py
+
+proof: $(VENV)/.dev ## does advantage beat absolute quality? about half an hour on two cores
+	$(BIN)/python -m benchmarks.frontier --json benchmarks/results/frontier.json --plot benchmarks/results/frontier.png
+	$(BIN)/python -m benchmarks.ablation --json benchmarks/results/ablation.json
+	$(BIN)/python -m benchmarks.report
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.tiny --json benchmarks/results/tiny.json

@@ -29,11 +29,11 @@ class Fleet:
 
 
 @asynccontextmanager
-async def running_fleet(pack: Pack | None = None) -> AsyncIterator[Fleet]:
+async def running_fleet(pack: Pack | None = None, device: str = "cpu") -> AsyncIterator[Fleet]:
     """Starts every service on free ports, the orchestrator's prefix cache off, and stops them."""
     pack = pack or find_pack(PACK)
     # A cached step costs nothing, so arms that share steps would flatter each other.
-    plan = FleetPlan(pack, ANY_PORTS, prefix_cache_mib=0)
+    plan = FleetPlan(pack, ANY_PORTS, prefix_cache_mib=0, device=device)
     with tempfile.TemporaryDirectory(prefix="arbitrage-benchmark-") as folder:
         async with processes.running_fleet(plan, Path(folder)) as running:
             addresses = {name: service.address for name, service in running.services.items()}

@@ -192,9 +192,11 @@ async def live(
     return found
 
 
-async def run(pack: str, problem_count: int, effort: Effort) -> tuple[Result, Frontier]:
+async def run(
+    pack: str, problem_count: int, effort: Effort, device: str = "cpu"
+) -> tuple[Result, Frontier]:
     """Starts the system, measures it and stops it."""
-    async with running_fleet(find_pack(pack)) as fleet:
+    async with running_fleet(find_pack(pack), device) as fleet:
         problems = bundled_problems(fleet.pack, problem_count)
         async with connected_models(fleet) as (models, _):
             seen = await look(problems[: max(20, problem_count // 4)], models)
@@ -235,11 +237,14 @@ def main() -> int:
     parser.add_argument("--problems", type=int, help="how many held-out problems (500)")
     parser.add_argument("--json", type=Path, help="where the result goes")
     parser.add_argument("--plot", type=Path, help="where the plot goes, .png or .svg")
+    parser.add_argument("--device", default="cpu", help="where the models run, such as cuda")
     parser.add_argument("--quick", action="store_true", help="a coarse sweep of 60 problems")
     asked = parser.parse_args()
     count = asked.problems or (60 if asked.quick else 500)
     try:
-        result, frontier = asyncio.run(run(asked.pack, count, QUICK if asked.quick else FULL))
+        result, frontier = asyncio.run(
+            run(asked.pack, count, QUICK if asked.quick else FULL, asked.device)
+        )
     except (PackError, CommandError) as error:
         sys.stderr.write(f"frontier: {error}\n")
         return 2

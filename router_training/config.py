@@ -20,13 +20,17 @@ class _Section(BaseModel):
 
 
 class Services(_Section):
-    """Where the models are: a pack whose services are started for the run, or addresses."""
+    """Where the models are: a pack whose services are started for the run, or addresses.
+
+    `device` is torch's name of where a pack's models run.
+    """
 
     pack: str | None = None
     draft: str | None = None
     target: str | None = None
     prm: str | None = None
     router: str | None = None
+    device: str = "cpu"
     call_timeout_s: Annotated[float, Field(gt=0)] = 120.0
 
     @model_validator(mode="after")

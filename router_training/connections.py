@@ -85,7 +85,7 @@ async def _addresses(services: Services) -> AsyncIterator[Mapping[str, str]]:
         return
     try:
         pack = find_pack(services.pack)
-        plan = FleetPlan(pack, ANY_PORTS, prefix_cache_mib=0)
+        plan = FleetPlan(pack, ANY_PORTS, prefix_cache_mib=0, device=services.device)
         with tempfile.TemporaryDirectory(prefix="arbitrage-training-") as folder:
             async with running_fleet(plan, Path(folder)) as fleet:
                 yield {role: fleet.services[role].address for role in MODEL_ROLES}

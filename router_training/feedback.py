@@ -35,7 +35,8 @@ def rows_from_feedback(feedback: Path, folder: RowFolder) -> int:
         StorageFailed
     """
     try:
-        rows = [_row(record) for record in read_feedback(feedback)]
+        records = sorted(read_feedback(feedback), key=lambda r: r.observed_at.ToNanoseconds())
+        rows = [_row(record) for record in records]
     except (ValueError, ArbitrageError) as error:
         raise DatasetInvalid(f"--from-feedback {feedback}: {error}; remove the record") from None
     if not rows:

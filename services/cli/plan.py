@@ -54,7 +54,8 @@ class FleetPlan:
 
     `threads` is per model process. One is the default because a tiny model decodes as fast with
     one thread as with two, and four of them share the machine. `shutdown_grace_s` is what running
-    calls get for ending, in each service. `extra` holds further variables by service name.
+    calls get for ending, in each service. `extra` holds further variables by service name;
+    `device` is torch's name of where the models run.
     """
 
     pack: Pack
@@ -64,6 +65,7 @@ class FleetPlan:
     prefix_cache_mib: int = 64
     shutdown_grace_s: float = 3.0
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    device: str = "cpu"
 
     def model_services(self) -> tuple[ServicePlan, ...]:
         """Returns the services that run a model; they need nobody else."""
@@ -73,6 +75,7 @@ class FleetPlan:
                 {
                     "ARBITRAGE_MODEL": str(self.pack.model_folder(role).resolve()),
                     "ARBITRAGE_MODEL_ID": f"{self.pack.name}/{role}",
+                    "ARBITRAGE_DEVICE": self.device,
                     "ARBITRAGE_THREADS": str(self.threads),
                     "OMP_NUM_THREADS": str(self.threads),
                     **({"ARBITRAGE_ROLE": role} if role in {"draft", "target"} else {}),

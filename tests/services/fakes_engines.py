@@ -95,17 +95,20 @@ class FakeGeneratorEngine(FakeEngine):
 
 @dataclass
 class FakePrmEngine(FakeEngine):
-    """Gives every step the same score."""
+    """Gives every step the same score, unless a test says otherwise by its text."""
 
     score: float = 0.9
     family: str = "fake"
+    score_of: Callable[[str], float] | None = None
 
     async def score_steps(
         self, problem: str, steps: tuple[Step, ...], skip_count: int = 0
     ) -> StepScores:
         """Scores the steps after the skipped ones."""
         await self.answer()
-        return StepScores((self.score,) * (len(steps) - skip_count), self.identity, 11, 5)
+        score_of = self.score_of or (lambda text: self.score)
+        scores = tuple(score_of(step.text) for step in steps[skip_count:])
+        return StepScores(scores, self.identity, 11, 5)
 
 
 @dataclass

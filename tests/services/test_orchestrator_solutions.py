@@ -22,6 +22,8 @@ from arbitrage.core.errors import (
     SessionStoreUnavailable,
     TargetUnavailable,
 )
+from arbitrage.core.ports import StepRequest
+from arbitrage.core.steps import GeneratedStep, ModelIdentity
 from arbitrage.status import from_rpc_error
 from arbitrage.v1 import generator_pb2
 from arbitrage.v1 import orchestrator_pb2 as pb
@@ -414,3 +416,46 @@ async def test_every_metric_is_there_at_zero_from_the_start(house: House) -> Non
             ("arbitrage_solutions_waiting", {}),
         ):
             assert house.metric(name, **labels) == 0, name
+
+
+async def test_a_step_is_held_against_the_threshold_of_the_router_that_scored_it(
+    house: House,
+) -> None:
+    house.router.score = 0.5
+    write = house.draft.write
+
+    def replacing(request: StepRequest) -> GeneratedStep:
+        if len(request.trajectory.steps) == 1:
+            # Between two steps another router begins to serve, as after a promotion.
+            house.router.identity = ModelIdentity("router", "r2")
+            house.router.default_threshold = 0.8
+        return write(request)
+
+    house.draft.write = replacing
+    async with house.open() as stub:
+        first = committed(await solution(stub, asking(arbitrage=ARBITRAGE)))
+        again = committed(await solution(stub, asking(arbitrage=ARBITRAGE)))
+    assert [step.router.revision for step in first] == ["r1", "r2", "r2"]
+    assert [step.threshold for step in first] == pytest.approx([0.4, 0.8, 0.8])
+    assert [step.escalated for step in first] == [True, False, False]
+    # What the old router said of the first step lies in the prefix cache and is not read again.
+    assert [step.router.revision for step in again] == ["r2"] * 3
+    assert [step.escalated for step in again] == [False] * 3
+
+
+async def test_a_router_without_a_table_that_comes_in_the_middle_flags_and_does_not_fail(
+    house: House,
+) -> None:
+    write = house.draft.write
+
+    def replacing(request: StepRequest) -> GeneratedStep:
+        if len(request.trajectory.steps) == 1:
+            house.router.identity = ModelIdentity("router", "r2")
+            house.router.calibration = CalibrationTable((), ())
+        return write(request)
+
+    house.draft.write = replacing
+    async with house.open() as stub:
+        policy = pb.ArbitragePolicy(target_share=0.25)
+        steps = committed(await solution(stub, asking(arbitrage=policy)))
+    assert [bool(step.degradations) for step in steps] == [False, True, True]
