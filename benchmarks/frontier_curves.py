@@ -111,7 +111,7 @@ def latency_at(points: Points, accuracies: Floats) -> Floats:
     )
 
 
-def speedups(slow: Points, quick: Points, ends: Ends, count: int = 33) -> Floats:
+def speedups(slow: Points, quick: Points, count: int = 33) -> Floats:
     """Returns the latency of one policy over another's at accuracies that both reach."""
     top = min(slow.accuracy.max(), quick.accuracy.max())
     bottom = max(slow.accuracy.min(), quick.accuracy.min())

@@ -84,7 +84,7 @@ SIZES = {"large": LARGE, "small": SMALL}
 
 
 def model_config(shape: Shape) -> LlamaConfig:
-    """Returns a Llama configuration of this shape, with heads of 64 dimensions where it has them."""
+    """Returns a Llama configuration of this shape, its heads of 64 dimensions where they fit."""
     tokenizer = build_tokenizer()
     head_dim = 64 if shape.width % 64 == 0 else 32
     heads = shape.width // head_dim
@@ -152,7 +152,8 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def train_writer(name: str, shape: Shape, steps: int, size: Size, work: Path, device: str) -> None:
     """Trains a language model from scratch and saves it as `work/name`."""
     torch.manual_seed(len(name))
-    model: Any = LlamaForCausalLM(model_config(shape)).to(device)
+    model: Any = LlamaForCausalLM(model_config(shape))
+    model.to(device)
     stage = Stage(shape, steps, size.row_tokens, size.rows, HARDER, seed=len(name))
     rows = RowMaker(build_tokenizer(), stage)
     log.info("%s: %.1f M parameters", name, model.num_parameters() / 1e6)
@@ -181,7 +182,7 @@ def train_reward_model(size: Size, work: Path, device: str) -> None:
     config.num_labels = 2
     torch.manual_seed(REWARD_SEED)
     model: Any = LlamaForTokenClassification.from_pretrained(work / "target", config=config)
-    model = model.to(device)
+    model.to(device)
     rate = size.learning_rate / 4
     optimise("prm", model, size.reward_steps, rate, reward_batches(size), token_loss)
     model.save_pretrained(work / "prm")
@@ -191,9 +192,8 @@ def put_together(size: Size, work: Path) -> Path:
     """Makes a pack folder; its router is the untrained reward model until one was trained."""
     pack = work / "pack"
     pack.mkdir(parents=True, exist_ok=True)
-    kinds = {"draft": LlamaForCausalLM, "target": LlamaForCausalLM}
-    for name, kind in kinds.items():
-        packing.export(kind.from_pretrained(work / name), name, None, pack)
+    for name in ("draft", "target"):
+        packing.export(LlamaForCausalLM.from_pretrained(work / name), name, None, pack)
     prm = LlamaForTokenClassification.from_pretrained(work / "prm")
     packing.export(prm, "prm", METADATA, pack)
     held_out = list(islice(problems(HELD_OUT_SEED, Split.HELD_OUT, HARDER), size.held_out_count))

@@ -204,7 +204,8 @@ async def test_a_bad_router_is_refused_and_shown_and_the_old_one_serves_on(
         assert described.rejected_reason
 
         async def says_so() -> bool:
-            return await at.health_of(RELOAD_HEALTH) == NOT_SERVING
+            status: int = await at.health_of(RELOAD_HEALTH)
+            return status == int(NOT_SERVING)
 
         await until_told(says_so)
         assert await at.health_of(ROUTER.full_name) == SERVING
@@ -252,7 +253,8 @@ async def test_sighup_makes_a_router_read_its_folder_again(tmp_path: Path) -> No
 
             async def has_changed() -> bool:
                 now = await stub.GetRouter(router_pb2.GetRouterRequest())
-                return bool(now.model.revision != before.model.revision)
+                differs: bool = now.model.revision != before.model.revision
+                return differs
 
             await until_told(has_changed)
             after = await stub.GetRouter(router_pb2.GetRouterRequest())
