@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import ClassVar
 
 from tqdm import tqdm
@@ -19,7 +18,16 @@ from arbitrage.core.limits import Budgets
 from arbitrage.core.policies import written_step
 from arbitrage.core.ports import Models, StepRequest
 from arbitrage.core.speculation import SolutionRequest, generate_solution
-from arbitrage.core.steps import GREEDY, GeneratedStep, Sampling, Score, Source, Verdict
+from arbitrage.core.steps import (
+    GREEDY,
+    GeneratedStep,
+    ModelIdentity,
+    Sampling,
+    Score,
+    Source,
+    Verdict,
+)
+from arbitrage.version import VERSION
 from router_training.config import Collect
 from router_training.connections import Connection
 from router_training.errors import DatasetInvalid, ServiceFailed
@@ -104,12 +112,13 @@ class CollectingPolicy:
         answered = {
             "draft": (known.draft, {draft.model}),
             "target": (known.target, {step.model for step in targets}),
-            "PRM": (known.prm, {score.model for score in scores}),
+            "prm": (known.prm, {score.model for score in scores}),
         }
         for role, (expected, found) in answered.items():
             for other in found - {expected}:
                 raise DatasetInvalid(
-                    f"the {role} changed from {expected} to {other} while rows were collected; no "
+                    f"the {role} changed from {named(expected)} to {named(other)} while rows were "
+                    "collected; no "
                     "advantage mixes two: collect into a new folder, or bring the old one back. "
                     "Earlier rows are intact"
                 )
@@ -149,7 +158,7 @@ class CollectingPolicy:
             prefix_policy=walk.prefixes.name,
             propensity=1.0,
             seed=walk.settings.seed,
-            code_version=version("arbitrage"),
+            code_version=VERSION,
         )
 
 
@@ -240,8 +249,8 @@ def _check_same_models(folder: RowFolder, connection: Connection) -> None:
         known, now = getattr(row, role), getattr(connection, role)
         if known != now:
             raise DatasetInvalid(
-                f"the rows so far are by {role} {known}, the service has {now}; no advantage "
-                "mixes two: collect into a new folder, or deploy the old model again"
+                f"the rows so far are by {role} {named(known)}, the service has {named(now)}; no "
+                "advantage mixes two: collect into a new folder, or deploy the old model again"
             )
 
 
@@ -261,6 +270,11 @@ async def _few_at_a_time(walks: Sequence[object], concurrency: int) -> None:
     finally:
         for walk in remaining:
             walk.close()  # type: ignore[attr-defined]  # never begun
+
+
+def named(model: ModelIdentity) -> str:
+    """Returns a model's name as messages have it."""
+    return f"{model.model_id}@{model.revision}"
 
 
 def _first(errors: ExceptionGroup) -> Exception:

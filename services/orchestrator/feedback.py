@@ -12,7 +12,6 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import ClassVar, Protocol
 
 from arbitrage.core.errors import ArbitrageError, PrmUnavailable
@@ -21,6 +20,7 @@ from arbitrage.core.policies import ArbitragePolicy, Policy, written_step
 from arbitrage.core.ports import Generator, Models, RouterDescription, Scorer, StepRequest
 from arbitrage.core.steps import GeneratedStep, ModelIdentity, Score, Source, Verdict
 from arbitrage.v1 import feedback_pb2
+from arbitrage.version import VERSION
 from services.orchestrator.telemetry import FeedbackMetrics
 from services.rpc.convert import (
     generated_step_to_proto,
@@ -130,6 +130,10 @@ class Feedback:
             self._metrics.count("failed")
             _log.debug("a step could not be observed: %s", error)
             return
+        except Exception:  # noqa: BLE001 - a defect here must not end requests, nor hide
+            self._metrics.count("failed")
+            _log.exception("a step could not be observed")
+            return
         self._metrics.count("written")
         self._metrics.observe(routed.score, target_score.value - draft_score.value, router)
 
@@ -228,7 +232,7 @@ def _record(
         escalated=routed.target is not None,
         propensity=rate,
         sampling=sampling_to_proto(routed.request.sampling),
-        code_version=version("arbitrage"),
+        code_version=VERSION,
     )
     record.observed_at.GetCurrentTime()
     return record

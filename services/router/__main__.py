@@ -7,8 +7,8 @@ import logging
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from grpc_health.v1 import health_pb2
@@ -37,12 +37,9 @@ RELOAD_HEALTH = f"{_SERVICE.full_name}.reload"
 @asynccontextmanager
 async def build(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator[RouterServicer]:
     """Makes the servicer around a loaded, warm model, which is replaced when a new one comes."""
-    with _source(settings) as source:
-        try:
-            revision = await asyncio.to_thread(source.latest)
-            engine: RouterEngine = await in_daemon_thread(lambda: source.load(revision))
-        except (ModelLoadError, RevisionError) as error:
-            raise StartError(f"{variable_of('model')}: {error}") from error
+    async with _opened_source(settings) as source:
+        revision = await asyncio.to_thread(source.latest)
+        engine: RouterEngine = await in_daemon_thread(lambda: source.load(revision))
         counts = ReloadMetrics(telemetry.registry)
         router = ReloadingRouter(engine, revision, source, in_daemon_thread, counts)
         try:
@@ -89,24 +86,29 @@ async def _show(telemetry: Telemetry, router: ReloadingRouter) -> None:
     await telemetry.health.set(RELOAD_HEALTH, serving)
 
 
-@contextmanager
-def _source(settings: RouterSettings) -> Iterator[RouterSource]:
-    if not is_location(settings.model):
-        try:
-            reference = resolved_model(settings.model, "router")
-        except PackError as error:
-            raise StartError(f"{variable_of('model')}: {error}") from error
-        folder = Path(reference).expanduser()
-        yield (
-            RouterFolder(settings, folder) if folder.is_dir() else FixedRouter(settings, reference)
-        )
-        return
+@asynccontextmanager
+async def _opened_source(settings: RouterSettings) -> AsyncIterator[RouterSource]:
+    """Makes the source that the settings name; what was fetched for it goes with it.
+
+    Raises:
+        StartError
+    """
+    cache = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="arbitrage-router-")
     try:
-        store = RevisionStore(settings.model)
-    except RevisionError as error:
+        yield await asyncio.to_thread(_source, settings, Path(cache.name))
+    except (PackError, RevisionError, ModelLoadError) as error:
         raise StartError(f"{variable_of('model')}: {error}") from error
-    with tempfile.TemporaryDirectory(prefix="arbitrage-router-") as temporary:
-        yield PromotedRouters(settings, store, settings.model_cache or Path(temporary))
+    finally:
+        await asyncio.to_thread(cache.cleanup)
+
+
+def _source(settings: RouterSettings, cache: Path) -> RouterSource:
+    if is_location(settings.model):
+        store = RevisionStore(settings.model)
+        return PromotedRouters(settings, store, settings.model_cache or cache)
+    reference = resolved_model(settings.model, "router")
+    folder = Path(reference).expanduser()
+    return RouterFolder(settings, folder) if folder.is_dir() else FixedRouter(settings, reference)
 
 
 ROUTER = Program(

@@ -27,7 +27,10 @@ QUESTIONS = [Question(question_id(f"{n} + 1?"), f"{n} + 1?", "sum") for n in ran
 
 @pytest.fixture
 def house() -> House:
-    return House()
+    house = House()
+    house.draft.identity = ModelIdentity("draft", "r1")
+    house.target.identity = ModelIdentity("target", "r1")
+    return house
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ async def test_a_prm_that_changes_half_way_stops_the_run_and_keeps_what_there_is
 
         house.draft.write = changing
         with pytest.raises(
-            DatasetInvalid, match=r"the PRM changed from .*r1.* to .*r2.*"
+            DatasetInvalid, match=r"the prm changed from prm@r1 to prm@r2"
         ) as caught:
             await collected(house, folder, concurrency=1)
         assert "Earlier rows are intact" in str(caught.value)
