@@ -8,7 +8,6 @@ that none of them saw. Every variant trains on equally many rows for equally man
 from __future__ import annotations
 
 import argparse
-import asyncio
 import shutil
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import numpy as np
 
 from arbitrage.core.calibration import CalibrationTable
 from benchmarks.results import ROOT, Bar, Claim, Result, table
-from router_training.config import RunConfig, read_config
+from router_training.config import RunConfig, parsed_overrides, read_config
 from router_training.dataset import make_dataset
 from router_training.errors import TrainingError
 from router_training.evaluate import Trained, router_json, write_checkpoint
@@ -213,14 +212,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="where the result goes")
     parser.add_argument("--config", type=Path, default=CONFIG, help="a router_training config")
+    parser.add_argument(
+        *("--set",), action="append", default=[], metavar="KEY=VALUE", help="replaces a value"
+    )
     parser.add_argument("--processes", type=int, default=2, help="runs at once, a core each")
     parser.add_argument("--quick", action="store_true", help="one seed on very few rows")
     asked = parser.parse_args()
     effort = QUICK if asked.quick else FULL
     try:
         overrides = {"work": "build/router/quick", "questions.count": 48} if asked.quick else {}
-        config = read_config(asked.config, overrides)
-        asyncio.run(Pipeline(config).collect((0, 1), None))
+        config = read_config(asked.config, {**overrides, **parsed_overrides(asked.set)})
+        Pipeline(config).collect()
         runs = list(every_run(VARIANTS, config, effort, asked.processes))
     except TrainingError as error:
         sys.stderr.write(f"ablation: {error}\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import sys
 from pathlib import Path
@@ -30,7 +29,7 @@ def _run(config: RunConfig, parsed: argparse.Namespace) -> int:
     pipeline = Pipeline(config, force=parsed.force)
     match parsed.command:
         case "collect":
-            asyncio.run(pipeline.collect(_shard(parsed.shard), parsed.from_feedback))
+            pipeline.collect(_shard(parsed.shard), parsed.from_feedback)
         case "rollback":
             pipeline.rollback()
         case "promote":

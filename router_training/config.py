@@ -137,7 +137,7 @@ class Train(_Section):
     evaluations: Count = 8
     patience: Count = 4
     precision: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False
+    activation_checkpointing: bool = False
     threads: Count | None = None
     seed: int = 0
     lora: Lora | None = None

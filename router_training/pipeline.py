@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,35 +47,35 @@ class Pipeline:
 
     def run(self, *, dry_run: bool = False) -> None:
         """Runs every stage that is not current."""
-        asyncio.run(self.collect((0, 1), None))
+        self.collect()
         self.label()
         self.train()
         self.evaluate()
         self.promote(dry_run=dry_run)
 
-    async def collect(self, part: tuple[int, int], feedback: Path | None) -> None:
-        """Walks one part of the questions; or takes production records for rows.
+    def collect(self, part: tuple[int, int] = (0, 1), feedback: Path | None = None) -> None:
+        """Walks part K of N of the questions; or takes production records for rows.
 
-        A run asks a stage's stamp; parts of several jobs have none, for each knows its own rows.
+        Each part has a stamp of its own, so that several jobs may write to one folder.
         """
-        folder = RowFolder(self._work / "rows", part)
+        config, folder = self._config, RowFolder(self._work / "rows", part)
         if feedback is not None:
-            count = await asyncio.to_thread(rows_from_feedback, feedback, folder)
-            _log.info("collect: %d rows from feedback", count)
+            _log.info("collect: %d rows from feedback", rows_from_feedback(feedback, folder))
             return
-        config = self._config
         made_from = digest(
             config.questions.model_dump(), config.collect.model_dump(), _who(config), part
         )
         stage = "collect" if part == (0, 1) else f"collect-{part[0]}-of-{part[1]}"
-        stamp = self._stamps.read(stage)
-        if stamp is not None and stamp["made_from"] == made_from:
-            _log.info("%s: current", stage)
-            return
-        questions = shard(await asyncio.to_thread(self._questions), *part)
-        async with connected(config.services) as connection:
-            await collect(questions, config.collect, connection, folder)
-        self._stamps.run(stage, made_from, dict)
+
+        def work() -> dict[str, Any]:
+            asyncio.run(self._collect(shard(self._questions(), *part), folder))
+            return {}
+
+        self._stamps.run(stage, made_from, work)
+
+    async def _collect(self, questions: Sequence[Question], folder: RowFolder) -> None:
+        async with connected(self._config.services) as connection:
+            await collect(questions, self._config.collect, connection, folder)
 
     def label(self) -> dict[str, Any]:
         """Draws the splits from what was collected."""
@@ -113,9 +114,7 @@ class Pipeline:
         known = self._stamps.outputs("label")
         trained_from = self._stamps.made_from("train")
         made_from = digest(config.evaluate.model_dump(), known["digest"], trained_from)
-        return self._stamps.run(
-            "evaluate", made_from, lambda: asyncio.run(self._evaluate(known, made_from))
-        )
+        return self._stamps.run("evaluate", made_from, lambda: self._evaluate(known))
 
     def promote(self, *, dry_run: bool = False) -> None:
         """Makes the checkpoint the serving one, unless its budget curve is lower."""
@@ -133,10 +132,9 @@ class Pipeline:
         """Makes the router before the serving one serve again."""
         rollback(self._config.promote.location)
 
-    async def _evaluate(self, known: dict[str, Any], made_from: str) -> dict[str, Any]:
+    def _evaluate(self, known: dict[str, Any]) -> dict[str, Any]:
         config, folder = self._config, self._work / "evaluate"
         label, settings = config.label, config.evaluate
-        rows = self._rows(Split.TEST)
         trained = Trained(
             annotated=config.train.annotated,
             rule=score_rule(label.kind, label.class_count),
@@ -146,38 +144,36 @@ class Pipeline:
             data_digest=known["training_digest"],
             base=config.train.init,
         )
-        checkpoint = folder / "checkpoint"
-        bare = router_json(trained, CalibrationTable((), ()), 0.5, {})
-        await asyncio.to_thread(write_checkpoint, self._work / "train" / "model", bare, checkpoint)
-        scores = await asyncio.to_thread(router_scores, checkpoint, rows, config.train.threads)
+        model, checkpoint = self._work / "train" / "model", folder / "checkpoint"
+        write_checkpoint(model, router_json(trained, CalibrationTable((), ()), 0.5, {}), checkpoint)
+        rows = self._rows(Split.TEST)
+        scores = router_scores(checkpoint, rows, config.train.threads)
         unseen = [*rows, *self._rows(Split.VALIDATION)]
         problems = list(dict.fromkeys(row.problem for row in unseen))
+        asked = problems[: settings.calibration_questions]
+        table = asyncio.run(self._calibrate(asked, checkpoint, threshold_grid(scores)))
+        threshold = significant(table.threshold_for(settings.default_target_share))
+        test = judged(rows, scores, label.margin)
+        report = measure(rows, test, trained.logit_shift, threshold, settings)
+        report |= _provenance(rows[0], label.margin, trained)
+        report["calibration"] = router_json(trained, table, threshold, {})["calibration"]
+        report["calibration_question_count"] = len(asked)
+        summary = {name: report["metrics"][name] for name in ("spearman", "budget_area")}
+        write_checkpoint(model, router_json(trained, table, threshold, summary), checkpoint)
+        write_report(folder, report, test, trained.logit_shift)
+        return {"threshold": threshold, "metrics": report["metrics"]}
+
+    async def _calibrate(
+        self, problems: Sequence[str], checkpoint: Path, thresholds: Sequence[float]
+    ) -> CalibrationTable:
+        config = self._config
         async with (
             connected(config.services) as connection,
             loaded_router(checkpoint, config.train.threads) as router,
         ):
-            table = await calibration_table(
-                problems[: settings.calibration_questions],
-                connection.models,
-                router,
-                threshold_grid(scores),
-                config.collect,
+            return await calibration_table(
+                problems, connection.models, router, thresholds, config.collect
             )
-        threshold = significant(table.threshold_for(settings.default_target_share))
-        test = judged(rows, scores, label.margin)
-        report = await asyncio.to_thread(
-            measure, rows, test, trained.logit_shift, threshold, settings
-        )
-        report |= _provenance(rows[0], label.margin, trained)
-        report["calibration"] = router_json(trained, table, threshold, {})["calibration"]
-        report["calibration_question_count"] = min(len(problems), settings.calibration_questions)
-        summary = {name: report["metrics"][name] for name in ("spearman", "budget_area")}
-        metadata = router_json(trained, table, threshold, summary)
-        await asyncio.to_thread(
-            write_checkpoint, self._work / "train" / "model", metadata, checkpoint
-        )
-        await asyncio.to_thread(write_report, folder, report, test, trained.logit_shift)
-        return {"threshold": threshold, "metrics": report["metrics"], "made_from": made_from}
 
     def _split_path(self, split: Split) -> Path:
         return self._work / "dataset" / f"{split.value}.parquet"

@@ -39,9 +39,13 @@ async def loaded_router(folder: Path, threads: int | None) -> AsyncIterator[Chec
     Raises:
         DatasetInvalid: it is no router checkpoint.
     """
+
+    def load() -> TransformersRouter:
+        loaded = load_model(str(folder), ModelKind.SEQUENCE_CLASSIFICATION)
+        return TransformersRouter(loaded, EngineOptions(max_queue=_AT_ONCE, cpu_threads=threads))
+
     try:
-        loaded = await asyncio.to_thread(load_model, str(folder), ModelKind.SEQUENCE_CLASSIFICATION)
-        engine = TransformersRouter(loaded, EngineOptions(max_queue=_AT_ONCE, cpu_threads=threads))
+        engine = await asyncio.to_thread(load)
     except ModelLoadError as error:
         raise DatasetInvalid(f"the router cannot be used: {error}") from None
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,7 @@ def _arguments(settings: Train, example_count: int, folder: Path) -> TrainingArg
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(settings.warmup_share * step_count),
         bf16=settings.precision == "bfloat16",
-        gradient_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing=settings.activation_checkpointing,
         train_sampling_strategy="group_by_length",
         eval_strategy="steps",
         save_strategy="steps",
@@ -220,6 +221,7 @@ def _arguments(settings: Train, example_count: int, folder: Path) -> TrainingArg
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )
 
