@@ -51,10 +51,10 @@ def make_dataset(collected: Sequence[Row], settings: Label) -> Dataset:
     """Returns the dataset of the collected rows; equal rows and settings give an equal one.
 
     Raises:
-        DatasetInvalid: rows of two PRMs, an empty split, or labels that are all equal.
+        DatasetInvalid: rows of two models in a role, an empty split, or labels all equal.
     """
     rows = distinct(collected)
-    _check_one_prm(rows)
+    _check_one_of_each(rows)
     splits: dict[Split, list[Row]] = {split: [] for split in Split}
     for row in rows:
         split = split_of(
@@ -81,11 +81,13 @@ def make_dataset(collected: Sequence[Row], settings: Label) -> Dataset:
     )
 
 
-def _check_one_prm(rows: Sequence[Row]) -> None:
-    found = sorted({(row.prm.model_id, row.prm.revision) for row in rows})
-    if len(found) > 1:
-        listed = ", ".join(f"{model}@{revision}" for model, revision in found)
-        raise DatasetInvalid(
-            f"rows: they are scored by {len(found)} PRMs ({listed}), whose scores cannot be "
-            "compared; keep the parts of one"
-        )
+def _check_one_of_each(rows: Sequence[Row]) -> None:
+    # No advantage mixes two PRMs, and a router belongs to one draft and one target.
+    for role in ("prm", "draft", "target"):
+        models = {getattr(row, role) for row in rows}
+        if len(models) > 1:
+            listed = ", ".join(sorted(f"{m.model_id}@{m.revision}" for m in models))
+            raise DatasetInvalid(
+                f"rows: they come from {len(models)} models as {role} ({listed}), which cannot be "
+                "mixed; keep the parts of one"
+            )

@@ -24,7 +24,7 @@ from router_training.questions import Columns, Question, read_questions, sample,
 from router_training.report import write_report
 from router_training.rows import Row, RowFolder, read_rows, rows_digest, write_rows
 from router_training.scoring import judged, loaded_router, router_scores
-from router_training.stages import Stamps, digest, write_atomically
+from router_training.stages import Stamps, digest, is_first_process, write_atomically
 from router_training.train import score_rule, train
 from services.engines.packs import PackError, find_pack
 
@@ -222,6 +222,8 @@ def _provenance(row: Row, margin: float, trained: Trained) -> dict[str, Any]:
 def _start_afresh_unless_made_from(folder: Path, made_from: str) -> None:
     # Checkpoints of other data or settings must not be gone on from.
     mark = folder / "made_from"
+    if not is_first_process():
+        return
     if not mark.is_file() or mark.read_text() != made_from:
         shutil.rmtree(folder, ignore_errors=True)
         write_atomically(mark, made_from)

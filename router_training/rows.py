@@ -136,7 +136,10 @@ class RowFolder:
             StorageFailed: nothing of it was written; earlier parts are as they were.
         """
         if rows:
-            write_rows(self._folder / f"{self._prefix}{len(self._own_parts()):06d}.parquet", rows)
+            # Behind the last one: a part that was removed by hand leaves a gap, and others stay.
+            numbers = [int(path.stem.removeprefix(self._prefix)) for path in self._own_parts()]
+            number = max(numbers, default=-1) + 1
+            write_rows(self._folder / f"{self._prefix}{number:06d}.parquet", rows)
 
     def read(self) -> Iterator[Row]:
         """Yields every row of every part.

@@ -46,7 +46,8 @@ class Stamps:
             return outputs
         _log.info("%s: running", stage)
         outputs = work()
-        self._write(stage, {"made_from": made_from, "outputs": outputs})
+        if is_first_process():
+            self._write(stage, {"made_from": made_from, "outputs": outputs})
         _log.info("%s: done", stage)
         return outputs
 
@@ -87,6 +88,11 @@ class Stamps:
 
     def _write(self, stage: str, stamp: dict[str, Any]) -> None:
         write_atomically(self._path(stage), json.dumps(stamp, indent=1))
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes: under `torchrun` several do the same work."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -234,14 +234,11 @@ def _selected_by(prediction: EvalPrediction, rule: ScoreRule) -> dict[str, float
 
 
 def _last_whole(folder: Path) -> str | None:
-    """Returns the newest checkpoint that was written to its end; removes one that was not."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    for path in reversed(found):
-        # The trainer writes its state last.
-        if (path / _STATE_NAME).is_file():
-            return str(path)
-        shutil.rmtree(path)
-    return None
+    """Returns the newest checkpoint that was written to its end."""
+    # The trainer writes its state last.
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{_STATE_NAME}")]
+    newest = max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+    return None if newest is None else str(newest)
 
 
 def _save(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Train, folder: Path) -> None:

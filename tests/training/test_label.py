@@ -119,7 +119,7 @@ def test_only_the_training_rows_are_balanced() -> None:
 def test_rows_of_two_prms_are_refused() -> None:
     rows = rows_of(30, 10)
     rows[3] = replace(rows[3], prm=ModelIdentity("prm", "r2"))
-    with pytest.raises(DatasetInvalid, match=r"scored by 2 PRMs \(prm@r1, prm@r2\)"):
+    with pytest.raises(DatasetInvalid, match=r"2 models as prm \(prm@r1, prm@r2\)"):
         make_dataset(rows, Label())
 
 

@@ -45,6 +45,15 @@ def test_jobs_that_write_to_one_folder_do_not_meet(tmp_path: Path) -> None:
     assert len(list(RowFolder(tmp_path).read())) == 3
 
 
+def test_a_part_that_was_removed_by_hand_takes_no_other_with_it(tmp_path: Path) -> None:
+    folder = RowFolder(tmp_path)
+    for number in range(3):
+        folder.append([a_row(problem=f"{number}?")])
+    min(tmp_path.iterdir()).unlink()
+    folder.append([a_row(problem="3?")])
+    assert [row.problem for row in folder.read()] == ["1?", "2?", "3?"]
+
+
 def test_no_rows_make_no_part(tmp_path: Path) -> None:
     RowFolder(tmp_path).append([])
     assert list(tmp_path.iterdir()) == []
