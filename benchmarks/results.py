@@ -171,18 +171,6 @@ def bootstrap(
     return float(low), float(high)
 
 
-def spearman(left: Floats, right: Floats) -> float:
-    """Returns Spearman's rank correlation, ties given their mean rank."""
-    from scipy.stats import rankdata
-
-    if len(left) < 2:
-        return float("nan")
-    ranks = rankdata(left), rankdata(right)
-    if min(np.ptp(r) for r in ranks) == 0:
-        return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Returns a plain text table with aligned columns."""
     cells = [list(headings), *([str(cell) for cell in row] for row in rows)]

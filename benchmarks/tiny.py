@@ -37,7 +37,8 @@ from arbitrage.core.ports import Models, StepRequest
 from arbitrage.core.speculation import SolutionRequest, generate_solution
 from arbitrage.core.steps import GeneratedStep, Source, Verdict
 from benchmarks.fleet import Fleet, connected_models, running_fleet
-from benchmarks.results import Bar, Claim, Floats, Result, bootstrap, spearman, table
+from benchmarks.results import Bar, Claim, Floats, Result, bootstrap, table
+from router_training.metrics import spearman
 from services.cli.problems import BundledProblem, bundled_problems, is_solved
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.report import BEGIN, END, markdown, with_results
-from benchmarks.results import RESULTS, ROOT, Bar, Claim, Result, bootstrap, spearman
+from benchmarks.results import RESULTS, ROOT, Bar, Claim, Result, bootstrap
 
 KEYS = {"benchmark", "command", "commit", "date", "machine", "seeds", "claims"}
 CLAIM_KEYS = {"name", "value", "interval", "unit", "bar", "holds", "n", "how"}
@@ -70,7 +70,7 @@ def test_the_readme_needs_its_markers() -> None:
 
 def test_committed_results_have_the_one_shape_and_the_readme_shows_them() -> None:
     paths = sorted(RESULTS.glob("*.json"))
-    assert {path.stem for path in paths} >= {"tiny", "decoding"}
+    assert {path.stem for path in paths} >= {"ablation", "decoding", "frontier", "tiny"}
     for path in paths:
         result = json.loads(path.read_text())
         assert set(result) >= KEYS
@@ -79,13 +79,6 @@ def test_committed_results_have_the_one_shape_and_the_readme_shows_them() -> Non
     command = [sys.executable, "-m", "benchmarks.report", "--check"]
     check = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert check.returncode == 0, check.stderr
-
-
-def test_rank_correlation_is_spearmans_with_ties() -> None:
-    left, right = np.array([1.0, 2.0, 2.0, 4.0]), np.array([1.0, 3.0, 2.0, 4.0])
-    assert spearman(left, right) == pytest.approx(0.9486832980505138)
-    assert spearman(left, -left) == pytest.approx(-1.0)
-    assert np.isnan(spearman(left, np.ones(4)))
 
 
 def test_a_bootstrap_interval_covers_the_mean_and_shrinks_with_more_problems() -> None:

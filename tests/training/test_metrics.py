@@ -37,6 +37,8 @@ def test_rank_correlation_is_that_of_scipy() -> None:
     expected = spearmanr(rows.scores, rows.advantages)[0]
     assert spearman(rows.scores, rows.advantages) == pytest.approx(expected)
     assert np.isnan(spearman(np.zeros(5), np.arange(5.0)))
+    tied = np.array([1.0, 2.0, 2.0, 4.0]), np.array([1.0, 3.0, 2.0, 4.0])
+    assert spearman(*tied) == pytest.approx(0.9486832980505138)
 
 
 def test_the_area_counts_a_tie_as_half() -> None:
