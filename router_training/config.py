@@ -122,7 +122,7 @@ class Lora(_Section):
 
 
 class Train(_Section):
-    """How the router is trained. `init` is a PRM checkpoint, a router, or a causal LM."""
+    """How the router is trained. `init` is a PRM checkpoint, a router, a causal LM, or an encoder."""
 
     init: str = Field(min_length=1)
     annotated: bool = True

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from router_training.config import Lora, Train
 from router_training.errors import ConfigInvalid
+from services.engines.encoder import is_encoder
 from services.engines.packs import resolve_model
 
 _HUB_PARTS = 2
@@ -45,12 +46,12 @@ def initial_model(settings: Train, logit_count: int) -> PreTrainedModel:
             "org/name@revision or pack/member with a config.json and safetensors"
         ) from None
     head = getattr(model, "score", None)
-    if not isinstance(head, nn.Linear):
+    if not isinstance(head, nn.Linear) and not is_encoder(model):
         raise ConfigInvalid(
-            f"train.init: {type(model).__name__} keeps its head elsewhere than on the last token, "
-            "which is where the router service reads; use a decoder (Llama, Qwen2, Mistral …)"
+            f"train.init: {type(model).__name__} is neither a decoder with a head on its last "
+            "token (Llama, Qwen2, Mistral …) nor an encoder (ModernBERT, RoBERTa …); use one"
         )
-    if _is_reward_model(config) and logit_count == 2:
+    if isinstance(head, nn.Linear) and _is_reward_model(config) and logit_count == 2:
         positive = _positive_label(Path(source))
         with torch.no_grad():
             head.weight.copy_(head.weight[[positive, 1 - positive]])

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arbitrage.core.steps import ModelIdentity
+from services.engines.encoder import EncoderModel, is_encoder
 from services.engines.packed import PackedModel, UnsupportedModel
 from services.engines.tokenization import PieceTokenizer
 
@@ -76,14 +77,15 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run.
+    """A model ready to run: a decoder, or an encoder where the kind is a sequence classifier.
 
-    `head` maps hidden states [rows, width] to logits [rows, logit_count]; `end_ids` are the tokens
-    that end a text; `folder` is where the files lie that describe the model.
+    `head` maps a decoder's hidden states [rows, width] to logits [rows, logit_count]; an encoder
+    gives logits by itself. `end_ids` are the tokens that end a text; `folder` is where the files
+    lie that describe the model.
     """
 
     reference: str
-    packed: PackedModel
+    model: PackedModel | EncoderModel
     head: Callable[[Tensor], Tensor]
     logit_count: int
     tokenizer: PieceTokenizer
@@ -91,6 +93,12 @@ class LoadedModel:
     end_ids: frozenset[int]
     identity: ModelIdentity
     folder: Path
+
+    @property
+    def packed(self) -> PackedModel:
+        """The decoder."""
+        assert isinstance(self.model, PackedModel), f"{self.reference} is an encoder"
+        return self.model
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +163,21 @@ def _load(reference: str, source: _Source, kind: ModelKind, options: LoadOptions
     _refuse_another_head(reference, model, report, kind)
     extra.pop("use_safetensors", None)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, **extra)
-    packed = PackedModel(model.to(options.device))
-    packed.verify()
-    head = _head(reference, model, kind)
+    model.to(options.device)
+    if kind is ModelKind.SEQUENCE_CLASSIFICATION and is_encoder(model):
+        ready: PackedModel | EncoderModel = EncoderModel(model, tokenizer.model_max_length)
+        head: torch.nn.Module = torch.nn.Identity()
+        logit_count = model.config.num_labels
+    else:
+        ready = PackedModel(model)
+        ready.verify()
+        head = linear = _head(reference, model, kind)
+        logit_count = linear.out_features
     return LoadedModel(
         reference=reference,
-        packed=packed,
+        model=ready,
         head=head,
-        logit_count=head.out_features,
+        logit_count=logit_count,
         tokenizer=PieceTokenizer(tokenizer),
         bos_id=tokenizer.bos_token_id,
         end_ids=_end_ids(model, tokenizer),

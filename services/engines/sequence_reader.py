@@ -28,6 +28,17 @@ class Reading:
     cached_token_count: int
 
 
+def refuse_longer(tokens: Sequence[int], max_context_tokens: int) -> None:
+    """Raises `ContextTooLong` where the tokens do not fit."""
+    if len(tokens) > max_context_tokens:
+        raise ContextTooLong(
+            "steps",
+            f"{len(tokens)} tokens",
+            f"problem and steps do not fit the context of {max_context_tokens} tokens",
+            "send a shorter problem or fewer steps, or use a model with a longer context",
+        )
+
+
 class _ScoreJob:
     """One sequence on its way: the positions whose logits are wanted, and those read so far."""
 
@@ -104,13 +115,7 @@ class SequenceReader:
             NotServing: the engine is closing.
             Internal: the model failed.
         """
-        if len(tokens) > self.max_context_tokens:
-            raise ContextTooLong(
-                "steps",
-                f"{len(tokens)} tokens",
-                f"problem and steps do not fit the context of {self.max_context_tokens} tokens",
-                "send a shorter problem or fewer steps, or use a model with a longer context",
-            )
+        refuse_longer(tokens, self.max_context_tokens)
         job = _ScoreJob(tokens, positions)
         self._scheduler.submit(job)
         try:

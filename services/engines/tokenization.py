@@ -61,7 +61,7 @@ class PieceTokenizer:
 
     def _start_ids(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         # Whether a tokenizer adds a bos is spread over its config, class and post-processor;
-        # what it does to a text is the one answer that holds.
-        bos_id: int | None = tokenizer.bos_token_id
-        ids = self._backend.encode("a", add_special_tokens=True).ids
-        return (bos_id,) if bos_id is not None and ids[:1] == [bos_id] else ()
+        # what it does to a text is the one answer that holds. BERT's kind calls it cls.
+        first = self._backend.encode("a", add_special_tokens=True).ids[:1]
+        known = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+        return tuple(first) if known.issuperset(first) else ()

@@ -6,6 +6,8 @@ from arbitrage.core.errors import ContextTooLong
 from arbitrage.core.ports import RouterDescription
 from arbitrage.core.steps import SEPARATOR, ModelIdentity, Score, Source, Step, Trajectory
 from services.engines.base import Advantage, EngineStats, StepScores
+from services.engines.encoder import EncoderModel
+from services.engines.encoder_reader import EncoderReader
 from services.engines.loading import LoadedModel, ModelLoadError
 from services.engines.router_format import (
     FormatError,
@@ -98,7 +100,7 @@ class TransformersPrm:
 
 
 class TransformersRouter:
-    """Implements `RouterEngine` over a sequence classifier that reads the last token.
+    """Implements `RouterEngine` over a sequence classifier: a decoder's last token, or an encoder.
 
     The input is the problem, the history and the candidate, each step closed by the last id of
     the separator. An accepted candidate reads the same as history, so it is known next time.
@@ -109,7 +111,11 @@ class TransformersRouter:
         self._identity = loaded.identity
         self._tokenizer = loaded.tokenizer
         self._separator_id = separator_ids(loaded, SEPARATOR)[-1]
-        self._reader = SequenceReader(loaded, options, "router")
+        self._reader: SequenceReader | EncoderReader
+        if isinstance(loaded.model, EncoderModel):
+            self._reader = EncoderReader(loaded.model, options, "router")
+        else:
+            self._reader = SequenceReader(loaded, options, "router")
 
     @property
     def identity(self) -> ModelIdentity:

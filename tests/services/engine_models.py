@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 END = "<|end|>"
@@ -30,7 +32,7 @@ VOCABULARY_SIZE = 272  # 256 bytes, two special tokens, and room for a test's ow
 
 
 def byte_tokenizer(
-    added: Sequence[str] = ("\n\n",), *, adds_start: bool = False
+    added: Sequence[str] = ("\n\n",), *, adds_start: bool = False, **options: Any
 ) -> PreTrainedTokenizerFast:
     """Builds a tokenizer of one token per byte, and one for each of the `added` texts."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -41,7 +43,7 @@ def byte_tokenizer(
     core.add_special_tokens([END, START])
     core.add_tokens([AddedToken(text, normalized=False) for text in added])
     start = START if adds_start else None
-    return wrap_tokenizer(core, eos_token=END, bos_token=start, add_bos_token=adds_start)
+    return wrap_tokenizer(core, eos_token=END, bos_token=start, add_bos_token=adds_start, **options)
 
 
 def wrap_tokenizer(core: Tokenizer, **options: Any) -> PreTrainedTokenizerFast:
@@ -151,3 +153,25 @@ async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not holds():  # noqa: ASYNC110 - the thread that makes it true knows no event
             await asyncio.sleep(0.001)
+
+
+def random_encoder(labels: int = 2, *, context: int = 512, seed: int = 0) -> PreTrainedModel:
+    """Builds a RoBERTa classifier of random weights, which reads both ways."""
+    torch.manual_seed(seed)
+    config = RobertaConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=context + 1,  # the first is padding's
+        type_vocab_size=1,
+        initializer_range=0.1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=0,
+    )
+    config.num_labels = labels
+    return _frozen(RobertaForSequenceClassification(config))

@@ -21,7 +21,7 @@ from router_training.scoring import router_scores
 from router_training.train import score_rule, train
 from services.engines.loading import ModelKind, load_model
 from services.engines.transformers_scorers import TransformersRouter
-from tests.services.engine_models import byte_tokenizer, random_model
+from tests.services.engine_models import byte_tokenizer, random_encoder, random_model, save
 from tests.training.rows import a_row
 
 pytestmark = pytest.mark.slow
@@ -87,6 +87,17 @@ def test_every_kind_of_head_learns_and_serves(
     found = train((data, data), edges, score_rule(kind, class_count), used, tmp_path)
     assert found["validation_rho"] > 0.7
     scores = router_scores(checkpoint(tmp_path, used, kind, class_count), data)
+    better = scores[[bool(row.label) for row in data]]
+    assert better.min() > scores[[not row.label for row in data]].max()
+
+
+def test_an_encoder_learns_and_serves(tmp_path: Path) -> None:
+    folder, data = tmp_path / "encoder", rows(64)
+    save(folder, random_encoder(), byte_tokenizer(adds_start=True, model_max_length=512))
+    rule, used = score_rule("softmax", 2), settings(folder)
+    found = train((data, data), (0.0,), rule, used, tmp_path / "out")
+    assert found["validation_rho"] > 0.7
+    scores = router_scores(checkpoint(tmp_path / "out", used, "softmax", 2), data)
     better = scores[[bool(row.label) for row in data]]
     assert better.min() > scores[[not row.label for row in data]].max()
 
