@@ -122,7 +122,10 @@ class Lora(_Section):
 
 
 class Train(_Section):
-    """How the router is trained. `init` is a PRM checkpoint, a router, a causal LM, or an encoder."""
+    """How the router is trained. `init` is a PRM checkpoint, a router, a causal LM, or an encoder.
+
+    `batch_rows` is each process's: under `torchrun` an optimiser step takes as many from each.
+    """
 
     init: str = Field(min_length=1)
     annotated: bool = True

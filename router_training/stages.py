@@ -95,6 +95,11 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def process_count() -> int:
+    """Returns how many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file whole or not at all, on the disk when this returns.
 

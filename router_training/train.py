@@ -29,7 +29,7 @@ from router_training.errors import DatasetInvalid, StorageFailed
 from router_training.metrics import spearman
 from router_training.model import initial_model, initial_tokenizer, merged
 from router_training.rows import Row
-from router_training.stages import write_atomically
+from router_training.stages import process_count, write_atomically
 from services.engines.router_format import OrdinalRule, QuantileRule, ScoreRule, SoftmaxRule
 
 _log = logging.getLogger(__name__)
@@ -80,6 +80,8 @@ def train(
         callbacks=[EarlyStoppingCallback(settings.patience), KeepZeros()],
     )
     trainer.rule = rule
+    # What the first process removed is gone for all before they look for a checkpoint.
+    trainer.accelerator.wait_for_everyone()
     try:
         trainer.train(resume_from_checkpoint=_last_whole(folder / "checkpoints"))
         if trainer.is_world_process_zero():
@@ -102,6 +104,7 @@ class RouterTrainer(Trainer):
     """A `Trainer` with the loss of the score rule's kind."""
 
     rule: ScoreRule
+    loss_is_scaled_for_ga = False  # each batch's loss is a mean of its own rows
 
     def compute_loss(
         self,
@@ -191,7 +194,7 @@ class _Examples(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 def _arguments(settings: Train, example_count: int, folder: Path) -> TrainingArguments:
-    rows_per_step = settings.batch_rows * settings.accumulation_steps
+    rows_per_step = settings.batch_rows * settings.accumulation_steps * process_count()
     step_count = max(1, math.ceil(example_count * settings.epochs / rows_per_step))
     every = max(1, step_count // settings.evaluations)
     return TrainingArguments(
@@ -221,6 +224,8 @@ def _arguments(settings: Train, example_count: int, folder: Path) -> TrainingArg
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",
+        # Left to itself, the trainer leaves several processes without a GPU to train each alone.
+        use_cpu=not torch.cuda.is_available(),
         disable_tqdm=not sys.stderr.isatty(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )

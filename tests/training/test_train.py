@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,44 @@ def test_an_encoder_learns_and_serves(tmp_path: Path) -> None:
     scores = router_scores(checkpoint(tmp_path / "out", used, "softmax", 2), data)
     better = scores[[bool(row.label) for row in data]]
     assert better.min() > scores[[not row.label for row in data]].max()
+
+
+def test_two_processes_share_the_rows_and_train_one_model(tmp_path: Path, causal_lm: Path) -> None:
+    data, used = rows(64), settings(causal_lm, batch_rows=8)
+    alone = train((data, data), (0.0,), score_rule("softmax", 2), used, tmp_path / "alone")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node", "2", "-m", "tests.training.together"]
+    ended = subprocess.run(
+        [*command, str(causal_lm), str(tmp_path / "both")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    step_count, rho = ended.stdout.split()[-2:]
+    # As many rows a step as one process with twice the batch.
+    assert int(step_count) == alone["step_count"]
+    assert float(rho) > 0.7
+    assert (tmp_path / "both" / "model" / "model.safetensors").is_file()
+
+
+def test_accumulated_batches_step_like_one_batch(tmp_path: Path, causal_lm: Path) -> None:
+    data, rule = rows(32), score_rule("softmax", 2)
+    norms = []
+    for batch_rows, accumulation_steps in ((16, 1), (4, 4)):
+        used = settings(
+            causal_lm,
+            batch_rows=batch_rows,
+            accumulation_steps=accumulation_steps,
+            epochs=0.5,
+            evaluations=1,
+            warmup_share=0.0,
+        )
+        folder = tmp_path / str(batch_rows)
+        train((data, data), (0.0,), rule, used, folder)
+        state = json.loads((folder / "checkpoints/checkpoint-1/trainer_state.json").read_text())
+        norms.append(state["log_history"][0]["grad_norm"])
+    # Other rows, so not the same; without the mean over batches it would be fourfold.
+    assert norms[1] < 2 * norms[0]
 
 
 def test_adapters_are_folded_into_a_stock_checkpoint(tmp_path: Path, causal_lm: Path) -> None:
