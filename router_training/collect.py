@@ -172,7 +172,7 @@ async def collect(
         ServiceFailed, StorageFailed: what was written before is intact; run it again to go on.
     """
     await asyncio.to_thread(_check_same_models, folder, connection)
-    done = await asyncio.to_thread(folder.question_ids)
+    done = await asyncio.to_thread(folder.walked_question_ids)
     todo = [question for question in questions if question.question_id not in done]
     policies = await _prefix_policies(settings, connection)
     pending: list[Row] = []

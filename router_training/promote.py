@@ -13,7 +13,7 @@ import numpy as np
 
 from router_training.config import Evaluate
 from router_training.errors import DatasetInvalid, PromotionRefused, StorageFailed
-from router_training.metrics import Estimate, budget_area, paired_bootstrap
+from router_training.metrics import Floats, budget_area, paired_bootstrap
 from router_training.rows import Row
 from router_training.scoring import judged, router_scores
 from services.engines.revisions import LocationUnreachable, RevisionError, RevisionStore
@@ -33,8 +33,9 @@ def promote(
     """Writes `checkpoint` to `location` and makes it current; returns its revision.
 
     It is refused where its area under the budget curve on `rows` is below that of the serving
-    router by more than the 95 % interval of the difference; where nothing serves yet, that of a
-    coin. With `dry_run` the decision is told and nothing is changed (None).
+    router by more than the 95 % interval of the difference; where nothing serves yet, or what
+    should is damaged, that of a coin. With `dry_run` the decision is told and nothing is changed
+    (None).
 
     Raises:
         PromotionRefused: with the figures.
@@ -43,17 +44,20 @@ def promote(
     store = _store(location)
     try:
         serving = store.current()
-        gain = _gain(checkpoint, rows, store, serving, margin, settings)
+        known = None if serving is None else _scores_of(serving, store, rows)
     except LocationUnreachable as error:
         raise StorageFailed(str(error)) from None
     except RevisionError as error:
         raise DatasetInvalid(str(error)) from None
-    against = "a coin (nothing serves yet)" if serving is None else f"the serving router {serving}"
+    new = judged(rows, router_scores(checkpoint, rows), margin)
+    old = new.by(np.zeros(len(rows)) if known is None else known)
+    gain = paired_bootstrap(new, old, budget_area, settings.seed, settings.rounds)
+    against = "a coin (nothing serves)" if known is None else f"the serving router {serving}"
     figures = (
         f"mean reward under the budget curve, new minus {against}: {gain.value:+.5f} "
         f"[{gain.low:+.5f}, {gain.high:+.5f}] on {len(rows)} test steps"
     )
-    if gain.high < 0.0 or (serving is None and gain.low <= 0.0):
+    if gain.high < 0.0 or (known is None and gain.low <= 0.0):
         raise PromotionRefused(
             f"{figures}; look at the report, collect more or other rows, and train again"
         )
@@ -86,21 +90,21 @@ def rollback(location: str) -> str:
     return revision
 
 
-def _gain(
-    checkpoint: Path,
-    rows: Sequence[Row],
-    store: RevisionStore,
-    serving: str | None,
-    margin: float,
-    settings: Evaluate,
-) -> Estimate:
-    new = judged(rows, router_scores(checkpoint, rows), margin)
-    if serving is None:
-        old = new.by(np.zeros(len(rows)))
-    else:
-        with tempfile.TemporaryDirectory(prefix="arbitrage-serving-") as folder:
-            old = new.by(router_scores(store.fetch(serving, Path(folder)), rows))
-    return paired_bootstrap(new, old, budget_area, settings.seed, settings.rounds)
+def _scores_of(serving: str, store: RevisionStore, rows: Sequence[Row]) -> Floats | None:
+    """Returns the serving router's scores [rows]; None where it is damaged.
+
+    Raises:
+        LocationUnreachable
+    """
+    with tempfile.TemporaryDirectory(prefix="arbitrage-serving-") as folder:
+        try:
+            return router_scores(store.fetch(serving, Path(folder)), rows)
+        except LocationUnreachable:
+            raise
+        except RevisionError as error:
+            # What cannot serve must not keep others from it.
+            _log.warning("promote: %s", error)
+            return None
 
 
 def _store(location: str) -> RevisionStore:

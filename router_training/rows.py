@@ -150,12 +150,13 @@ class RowFolder:
         for path in self._parts():
             yield from read_rows(path)
 
-    def question_ids(self) -> set[str]:
-        """Returns the questions that have rows."""
+    def walked_question_ids(self) -> set[str]:
+        """Returns the questions that were walked; rows of production are of other requests."""
         return {
             record["question_id"]
             for path in self._parts()
-            for record in _records(path, ["question_id"])
+            for record in _records(path, ["question_id", "request_id"])
+            if record["request_id"].startswith(record["question_id"])
         }
 
     def first(self) -> Row | None:

@@ -89,7 +89,7 @@ class RevisionStore:
     def add(self, folder: Path) -> str:
         """Copies a checkpoint and returns its revision, which its files alone decide.
 
-        What a crash left half copied is completed by doing it again.
+        What a crash left half copied is completed by doing it again, and so is what was damaged.
 
         Raises:
             RevisionError
@@ -98,7 +98,7 @@ class RevisionStore:
         if not files:
             raise RevisionError(f"{folder}: it holds no files; give a checkpoint folder")
         revision = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
-        if self._has(revision):
+        if self._is_whole(revision, files):
             return revision
 
         def copy() -> None:
@@ -175,9 +175,22 @@ class RevisionStore:
             )
         return f"{self._root}/revisions/{revision}"
 
-    def _has(self, revision: str) -> bool:
-        path = f"{self._path(revision)}.json"
-        return self._reached(lambda: bool(self._files.exists(path)))
+    def _is_whole(self, revision: str, files: Mapping[str, str]) -> bool:
+        target = self._path(revision)
+
+        def sha256(name: str) -> str:
+            with self._files.open(f"{target}/{name}", "rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+
+        def is_whole() -> bool:
+            try:
+                return bool(self._files.exists(f"{target}.json")) and all(
+                    sha256(name) == expected for name, expected in files.items()
+                )
+            except FileNotFoundError:
+                return False
+
+        return self._reached(is_whole)
 
     def _manifest(self, revision: str) -> dict[str, str]:
         fields = self._read(f"{self._path(revision)}.json")

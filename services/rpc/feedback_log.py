@@ -1,7 +1,7 @@
 """Feedback records as JSON lines in a folder: orchestrators append, training reads.
 
 Each process writes files of its own. A record is on the disk once `append` has returned; a process
-that is killed leaves at most one torn line at the end of its last file.
+that is killed, or a full disk, leaves at most one torn line at the end of a file.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +23,16 @@ _MIB = 1 << 20
 
 
 class FeedbackLog:
-    """Appends records to files of this process; a file that has grown too large is followed up."""
+    """Appends records to files of this process; a file that has grown too large is followed up.
+
+    Threads may append at once.
+    """
 
     def __init__(self, folder: Path, max_file_mib: int = 64) -> None:
         self._folder = folder
         self._max_bytes = max_file_mib * _MIB
         self._path: Path | None = None
+        self._lock = threading.Lock()
 
     def append(self, record: feedback_pb2.ObservedStep) -> None:
         """Writes one record.
@@ -36,14 +41,19 @@ class FeedbackLog:
             OSError: the disk is full or the folder is gone.
         """
         line = json_format.MessageToJson(record, preserving_proto_field_name=True, indent=None)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if self._path is None or self._is_full(self._path):
-            name = f"feedback-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.jsonl"
-            self._path = self._folder / name
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        with self._lock:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._path
+            if path is None or self._is_full(path):
+                name = f"feedback-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.jsonl"
+                path = self._folder / name
+            # Whatever fails leaves a torn line, and nothing may follow it: a new file is begun.
+            self._path = None
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            self._path = path
 
     def _is_full(self, path: Path) -> bool:
         return path.exists() and path.stat().st_size >= self._max_bytes

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from services.engines.revisions import (
@@ -109,6 +110,22 @@ def test_a_changed_file_is_refused_by_name(
     (tmp_path / "place" / "revisions" / revision / "model.safetensors").write_bytes(b"other")
     with pytest.raises(RevisionError, match="model.safetensors is damaged"):  # noqa: RUF043
         store.fetch(revision, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_what_was_damaged_is_mended_by_adding_it_again(
+    location: str, tmp_path: Path, checkpoint: Callable[[str], Path], damage: str
+) -> None:
+    store = RevisionStore(location)
+    revision = store.add(checkpoint("a"))
+    files, root = fsspec.core.url_to_fs(location)
+    path = f"{root}/revisions/{revision}/model.safetensors"
+    if damage == "changed":
+        files.pipe_file(path, b"other")
+    else:
+        files.rm_file(path)
+    assert store.add(checkpoint("a")) == revision
+    assert store.fetch(revision, tmp_path / "fetched").is_dir()
 
 
 @pytest.mark.parametrize("name", ["../../etc", "", "ABCDEF0123456789", "0" * 17])

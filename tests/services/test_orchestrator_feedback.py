@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -226,6 +228,39 @@ def test_a_torn_last_line_is_passed_over_and_no_other(
     path.write_bytes(whole[20:])
     with pytest.raises(ValueError, match="line 1 is no record"):
         list(read_feedback(tmp_path))
+
+
+def test_a_disk_that_was_full_for_a_while_tears_no_record_after_it(
+    log_of: Callable[[int], FeedbackLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = log_of(64)
+    log.append(feedback_pb2.ObservedStep(problem="0?"))
+
+    def refuse(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", refuse)
+        with pytest.raises(OSError, match="No space"):
+            log.append(feedback_pb2.ObservedStep(problem="1?"))
+    (torn,) = tmp_path.glob("*.jsonl")
+    torn.write_bytes(torn.read_bytes()[:-5])
+    log.append(feedback_pb2.ObservedStep(problem="2?"))
+    assert [record.problem for record in read_feedback(tmp_path)] == ["0?", "2?"]
+
+
+def test_threads_that_append_at_once_write_whole_lines(
+    log_of: Callable[[int], FeedbackLog], tmp_path: Path
+) -> None:
+    log = log_of(1)
+    records = [
+        feedback_pb2.ObservedStep(problem="x" * 50_000, request_id=str(n)) for n in range(60)
+    ]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(log.append, records))
+    read = {record.request_id for record in read_feedback(tmp_path)}
+    assert read == {record.request_id for record in records}
+    assert len(list(tmp_path.glob("*.jsonl"))) == 3
 
 
 def test_a_file_that_has_grown_is_followed_by_another(

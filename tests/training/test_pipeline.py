@@ -201,6 +201,13 @@ def test_a_dry_run_decides_and_changes_nothing(work: Path, tmp_path: Path) -> No
     assert main(arguments(copy, "promote")) == 0
     assert len(RevisionStore(str(copy / "serving")).history()) == 1
     assert main(arguments(copy, "rollback")) == 2
+    # What serves is damaged: promoting the same router again mends it, with no new entry.
+    (weights,) = (copy / "serving").glob("revisions/*/model.safetensors")
+    weights.write_bytes(b"other")
+    assert main(arguments(copy, "promote")) == 0
+    store = RevisionStore(str(copy / "serving"))
+    (promotion,) = store.history()
+    assert store.fetch(promotion.revision, tmp_path).is_dir()
 
 
 @pytest.mark.parametrize(

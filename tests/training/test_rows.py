@@ -36,7 +36,13 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     folder.append(rows[:1])
     folder.append(rows[1:])
     assert list(folder.read()) == rows
-    assert folder.question_ids() == {row.question_id for row in rows}
+    assert folder.walked_question_ids() == {row.question_id for row in rows}
+
+
+def test_a_question_that_production_saw_is_still_to_be_walked(tmp_path: Path) -> None:
+    folder = RowFolder(tmp_path)
+    folder.append([a_row(problem="1?", request_id="of-a-client"), a_row(problem="2?")])
+    assert folder.walked_question_ids() == {a_row(problem="2?").question_id}
 
 
 def test_jobs_that_write_to_one_folder_do_not_meet(tmp_path: Path) -> None:
@@ -71,7 +77,7 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
 def test_rows_of_another_format_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"question_id": ["a"]}), tmp_path / "part-0000-of-0001-000000.parquet")
     with pytest.raises(DatasetInvalid, match="format none"):
-        RowFolder(tmp_path).question_ids()
+        RowFolder(tmp_path).walked_question_ids()
 
 
 _FILL = """
