@@ -16,7 +16,12 @@ from router_training.errors import DatasetInvalid, PromotionRefused, StorageFail
 from router_training.metrics import Floats, budget_area, paired_bootstrap
 from router_training.rows import Row
 from router_training.scoring import judged, router_scores
-from services.engines.revisions import LocationUnreachable, RevisionError, RevisionStore
+from services.engines.revisions import (
+    LocationUnreachable,
+    RevisionError,
+    RevisionStore,
+    revision_of,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +49,10 @@ def promote(
     store = _store(location)
     try:
         serving = store.current()
+        if serving is not None and revision_of(checkpoint) == serving:
+            _log.info("promote: %s serves revision %s already", location, serving)
+            # Adding it again mends what was damaged.
+            return None if dry_run else store.add(checkpoint)
         known = None if serving is None else _scores_of(serving, store, rows)
     except LocationUnreachable as error:
         raise StorageFailed(str(error)) from None
@@ -68,8 +77,7 @@ def promote(
     note = {"budget_area_gain": gain.to_json(), "against": serving, **_told(checkpoint)}
     try:
         revision = store.add(checkpoint)
-        if revision != serving:
-            store.point_to(revision, note)
+        store.point_to(revision, note)
     except RevisionError as error:
         raise StorageFailed(str(error)) from None
     _log.info("promote: %s serves revision %s", location, revision)

@@ -94,10 +94,7 @@ class RevisionStore:
         Raises:
             RevisionError
         """
-        files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
-        if not files:
-            raise RevisionError(f"{folder}: it holds no files; give a checkpoint folder")
-        revision = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+        files, revision = _files_of(folder), revision_of(folder)
         if self._is_whole(revision, files):
             return revision
 
@@ -289,9 +286,25 @@ class RevisionStore:
             ) from error
 
 
+def revision_of(folder: Path) -> str:
+    """Returns the revision that a checkpoint has wherever it is added.
+
+    Raises:
+        RevisionError: it holds no files.
+    """
+    return hashlib.sha256(json.dumps(_files_of(folder)).encode()).hexdigest()[:16]
+
+
 def is_location(reference: str) -> bool:
     """Tells whether `reference` names a place of revisions and not a checkpoint itself."""
     return "://" in reference or Path(reference, POINTER_NAME).is_file()
+
+
+def _files_of(folder: Path) -> dict[str, str]:
+    files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    if not files:
+        raise RevisionError(f"{folder}: it holds no files; give a checkpoint folder")
+    return files
 
 
 def _sha256(path: Path) -> str:

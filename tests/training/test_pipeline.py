@@ -208,6 +208,12 @@ def test_a_dry_run_decides_and_changes_nothing(work: Path, tmp_path: Path) -> No
     store = RevisionStore(str(copy / "serving"))
     (promotion,) = store.history()
     assert store.fetch(promotion.revision, tmp_path).is_dir()
+    # And another may take the place of one that is damaged.
+    weights.write_bytes(b"other")
+    described = copy / "evaluate" / "checkpoint" / "router.json"
+    described.write_text(described.read_text() + " ")
+    assert main(arguments(copy, "promote")) == 0
+    assert len(store.history()) == 2
 
 
 @pytest.mark.parametrize(
