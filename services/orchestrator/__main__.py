@@ -7,11 +7,14 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from prometheus_client import CollectorRegistry
+
 from arbitrage.v1 import orchestrator_pb2
 from services.orchestrator.admission import Admission
 from services.orchestrator.feedback import Feedback, Judges
 from services.orchestrator.models import RemoteModels, connected_models
 from services.orchestrator.prefix_cache import PrefixCache
+from services.orchestrator.redis_store import opened_redis
 from services.orchestrator.requests import RequestRules
 from services.orchestrator.servicer import Desk, OrchestratorServicer
 from services.orchestrator.settings import OrchestratorSettings
@@ -21,6 +24,7 @@ from services.orchestrator.telemetry import (
     FeedbackMetrics,
     RouterMetrics,
     SolutionMetrics,
+    StoreMetrics,
     TargetDemand,
     register_admission,
 )
@@ -35,22 +39,41 @@ async def build(
 ) -> AsyncIterator[OrchestratorServicer]:
     """Makes the servicer once draft and target are serving."""
     registry = telemetry.registry
-    store = MemoryStore(settings.prefix_cache_bytes)
-    cache_metrics = CacheMetrics(registry)
-    cache = None
-    if settings.prefix_cache_bytes:
-        cache = PrefixCache(store, settings.prefix_cache_ttl_s, cache_metrics)
     admission = Admission(settings.max_concurrency, settings.max_queue)
     register_admission(registry, admission)
     metrics, demand = SolutionMetrics(registry), TargetDemand(registry)
     router_metrics = RouterMetrics(registry)
-    async with connected_models(settings, cache, demand, router_metrics) as models:
+    async with (
+        opened_cache(settings, registry) as cache,
+        connected_models(settings, cache, demand, router_metrics) as models,
+    ):
         rules = RequestRules(settings.caps, settings.default_budgets, models.policies)
         feedback_metrics = FeedbackMetrics(registry, metrics.count_shadow)
         async with running_feedback(settings, models, feedback_metrics) as feedback:
             yield OrchestratorServicer(
-                Desk(rules, admission, models, store, metrics, settings.router_fallback, feedback)
+                Desk(rules, admission, models, metrics, settings.router_fallback, feedback)
             )
+
+
+@asynccontextmanager
+async def opened_cache(
+    settings: OrchestratorSettings, registry: CollectorRegistry
+) -> AsyncIterator[PrefixCache | None]:
+    """Makes the prefix cache on the store that the settings name; None where it is turned off.
+
+    Raises:
+        StartError: the store cannot be used.
+    """
+    metrics = CacheMetrics(registry)
+    if not settings.prefix_cache_bytes:
+        yield None
+    elif settings.store_url is None:
+        store = MemoryStore(settings.prefix_cache_bytes)
+        yield PrefixCache(store, settings.prefix_cache_ttl_s, metrics)
+    else:
+        url = settings.store_url.get_secret_value()
+        async with opened_redis(url, StoreMetrics(registry)) as redis:
+            yield PrefixCache(redis, settings.prefix_cache_ttl_s, metrics)
 
 
 @asynccontextmanager

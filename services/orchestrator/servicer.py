@@ -27,7 +27,6 @@ from services.orchestrator.events import budgets_to_proto, caps_to_proto, event_
 from services.orchestrator.feedback import Feedback
 from services.orchestrator.models import RemoteModels
 from services.orchestrator.requests import RequestRules
-from services.orchestrator.store import Store
 from services.orchestrator.telemetry import SolutionMetrics
 from services.orchestrator.thresholds import settled_policy
 from services.rpc.convert import identity_to_proto
@@ -41,7 +40,6 @@ class Desk:
     rules: RequestRules
     admission: Admission
     models: RemoteModels
-    store: Store
     metrics: SolutionMetrics
     router_fallback: RouterFallback
     feedback: Feedback | None = None
@@ -58,7 +56,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> AsyncGenerator[orchestrator_pb2.GenerateSolutionResponse, None]:
         """Yields the events of a solution. A caller that goes away ends its model calls."""
         desk, arrived_s = self._desk, time.monotonic()
-        _check_session(request, desk.store)
+        _check_session(request)
         asked = desk.rules.asked(request)
         deadline_s = None
         if asked.budgets.time_limit_s is not None:
@@ -125,11 +123,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             default_escalation_threshold=(
                 router.default_threshold if isinstance(router, RouterDescription) else None
             ),
-            resumable=desk.store.is_shared,
         )
 
 
-def _check_session(request: orchestrator_pb2.GenerateSolutionRequest, store: Store) -> None:
+def _check_session(request: orchestrator_pb2.GenerateSolutionRequest) -> None:
     if not request.HasField("request_id"):
         if request.resume_after_step:
             raise FieldInvalid(
@@ -138,7 +135,7 @@ def _check_session(request: orchestrator_pb2.GenerateSolutionRequest, store: Sto
                 "needs a request_id",
                 "send the request_id of the call to resume",
             )
-    elif not store.is_shared:
+    else:
         raise SessionStoreUnavailable(
             "request_id: this deployment has no session store that orchestrators share; leave "
             "request_id out, or deploy one"

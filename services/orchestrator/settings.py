@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from arbitrage.core.limits import Budgets, Caps
 from arbitrage.core.speculation import RouterFallback
@@ -55,8 +55,16 @@ class OrchestratorSettings(ServerSettings):
     call_grace_s: Seconds = Field(
         2.0, description="Time a model call gets beyond its time limit, in seconds."
     )
+    store_url: SecretStr | None = Field(
+        None,
+        description="Redis that orchestrators share, as redis://, rediss://, unix://, "
+        "redis+sentinel:// or redis+cluster://; by default each has its own memory.",
+    )
     prefix_cache_mib: int = Field(
-        64, ge=0, description="Memory of the prefix cache, in MiB; 0 turns it off."
+        64,
+        ge=0,
+        description="Memory of the prefix cache, in MiB; 0 turns it off. In Redis, the server's "
+        "maxmemory is the bound.",
     )
     prefix_cache_ttl_s: Seconds = Field(
         3_600.0, description="Time an answer stays in the prefix cache, in seconds."

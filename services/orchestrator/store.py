@@ -16,11 +16,6 @@ _ENTRY_BYTES = 300
 class Store(Protocol):
     """Keeps bytes by key for a while. It may forget any of them earlier."""
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether other orchestrators see the same entries."""
-        ...
-
     async def get(self, key: bytes) -> bytes | None:
         """Returns what was put under `key`, unless it was forgotten."""
         ...
@@ -39,8 +34,6 @@ class _Entry:
 
 class MemoryStore:
     """Keeps entries in this process, within a bound; the least recently used go first."""
-
-    is_shared = False
 
     def __init__(self, max_bytes: int, clock: Clock = time.monotonic) -> None:
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()

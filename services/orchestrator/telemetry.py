@@ -22,6 +22,8 @@ _PHASES: Final = ("draft", "decision", "target", "orchestrator")
 _OUTCOMES: Final = ("kept", "discarded", "cancelled", "prefilled", "cached", "shadow")
 _FEEDBACK_RESULTS: Final = ("written", "no_room", "failed")
 _CACHE_RESULTS: Final = ("hit", "shared", "miss", "bypass")
+_STORE_OPERATIONS: Final = ("get", "put")
+_STORE_BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25)
 _RECENT_WEIGHT: Final = 0.1
 _FEEDBACK_WEIGHT: Final = 0.02  # about the last fifty records
 
@@ -44,6 +46,45 @@ class CacheMetrics:
     def count(self, role: str, result: str) -> None:
         """Counts one call."""
         self._requests.labels(role, result).inc()
+
+
+class StoreMetrics:
+    """Counts what orchestrators ask of the store that they share."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "arbitrage_store_seconds",
+            "Time of the shared store's answers.",
+            ("operation",),
+            buckets=_STORE_BUCKETS,
+            registry=registry,
+        )
+        self._failures = Counter(
+            "arbitrage_store_failures",
+            "Questions that the shared store did not answer.",
+            ("operation",),
+            registry=registry,
+        )
+        self._up = Gauge(
+            "arbitrage_store_up",
+            "1 while the shared store answers, 0 after a failure.",
+            registry=registry,
+        )
+        for operation in _STORE_OPERATIONS:
+            self._seconds.labels(operation)
+            self._failures.labels(operation)
+
+    def observe(self, operation: str, seconds: float) -> None:
+        """Counts an answer."""
+        self._seconds.labels(operation).observe(seconds)
+
+    def count_failure(self, operation: str) -> None:
+        """Counts a question without an answer."""
+        self._failures.labels(operation).inc()
+
+    def is_up(self, value: bool) -> None:
+        """Says whether the store answered."""
+        self._up.set(value)
 
 
 class SolutionMetrics:

@@ -1,0 +1,205 @@
+"""The prefix cache in a real Redis: shared, bounded in time, and never in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from redis import Redis
+
+from services.orchestrator.redis_store import RedisStore, opened_redis, redacted
+from services.orchestrator.telemetry import StoreMetrics
+from services.rpc.program import StartError
+from tests.services.redis_servers import RedisServer, free_port, redis_server
+from tests.services.running import House, Solution, asking, committed, solution
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with redis_server(tmp_path) as running:
+        yield running
+
+
+@asynccontextmanager
+async def store_at(url: str) -> AsyncIterator[tuple[RedisStore, CollectorRegistry]]:
+    registry = CollectorRegistry()
+    async with opened_redis(url, StoreMetrics(registry)) as store:
+        yield store, registry
+
+
+async def test_what_one_orchestrator_puts_another_finds(server: RedisServer) -> None:
+    async with store_at(server.url) as (one, _), store_at(server.url) as (other, _):
+        assert await other.get(b"key") is None
+        await one.put(b"key", b"\x00value", ttl_s=60.0)
+        assert await other.get(b"key") == b"\x00value"
+
+
+async def test_every_entry_has_its_time_to_live(server: RedisServer) -> None:
+    async with store_at(server.url) as (store, _):
+        await store.put(b"key", b"value", ttl_s=60.0)
+        await store.put(b"short", b"value", ttl_s=0.0001)
+        await asyncio.sleep(0.05)
+        assert await store.get(b"short") is None
+
+    def times() -> list[int]:
+        with Redis(port=server.port) as client:
+            return [client.pttl(key) for key in client.scan_iter()]
+
+    (left_ms,) = await asyncio.to_thread(times)
+    assert 50_000 < left_ms <= 60_000
+
+
+async def test_a_server_that_dies_is_passed_by_and_used_again_when_it_is_back(
+    server: RedisServer,
+) -> None:
+    async with store_at(server.url) as (store, registry):
+        await store.put(b"key", b"value", 60.0)
+        await asyncio.to_thread(server.kill)
+        assert await store.get(b"key") is None
+        await store.put(b"key", b"value", 60.0)
+        assert registry.get_sample_value("arbitrage_store_up") == 0
+        # One question met the failure; the next was not asked.
+        assert _failures(registry) == 1
+        await asyncio.to_thread(server.start)
+        async with asyncio.timeout(20):
+            while await store.get(b"key") is None:
+                await store.put(b"key", b"again", 60.0)
+                await asyncio.sleep(0.05)
+        assert await store.get(b"key") == b"again"
+        assert registry.get_sample_value("arbitrage_store_up") == 1
+
+
+async def test_a_server_that_hangs_costs_one_wait_and_not_one_for_each(server: RedisServer) -> None:
+    async with store_at(server.url) as (store, registry):
+        await store.put(b"key", b"value", 60.0)
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            assert await asyncio.gather(*(store.get(b"key") for _ in range(20))) == [None] * 20
+            for _ in range(20):
+                assert await store.get(b"key") is None
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        # The twenty that went together; none of those after them was asked.
+        assert _failures(registry) == 20
+
+
+async def test_a_full_server_is_not_written_to_and_still_read(tmp_path: Path) -> None:
+    with redis_server(tmp_path, "--maxmemory", "3mb", "--maxmemory-policy", "noeviction") as full:
+        async with store_at(full.url) as (store, registry):
+            await store.put(b"first", b"value", 60.0)
+            for number in range(10):
+                await store.put(b"%d" % number, b"x" * 1_000_000, 60.0)
+            assert registry.get_sample_value("arbitrage_store_failures_total", {"operation": "put"})
+            assert await store.get(b"first") == b"value"
+            assert registry.get_sample_value("arbitrage_store_up") == 1
+
+
+async def test_a_server_that_is_away_is_no_reason_not_to_start() -> None:
+    async with store_at(f"redis://127.0.0.1:{free_port()}") as (store, _):
+        await store.put(b"key", b"value", 60.0)
+        assert await store.get(b"key") is None
+
+
+async def test_a_user_with_few_rights_is_enough_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
+    acl = "--user orchestrator on >secret ~arbitrage:* -@all +get +set +ping --user default off"
+    with redis_server(tmp_path, *acl.split()) as guarded:
+        address = f"127.0.0.1:{guarded.port}"
+        async with store_at(f"redis://orchestrator:secret@{address}") as (store, _):
+            await store.put(b"key", b"value", 60.0)
+            assert await store.get(b"key") == b"value"
+        with pytest.raises(StartError, match="refuses user or password") as refused:
+            async with store_at(f"redis://orchestrator:wrong-one@{address}"):
+                pass
+        assert "wrong-one" not in str(refused.value)
+
+
+async def test_sentinels_name_the_primary(tmp_path: Path, server: RedisServer) -> None:
+    port = free_port()
+    config = tmp_path / "sentinel.conf"
+    config.write_text(
+        f"port {port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {server.port} 1\n"
+    )
+    sentinel = RedisServer(tmp_path, (str(config), "--sentinel"), port, is_bare=True)
+    await asyncio.to_thread(sentinel.start)
+    try:
+        async with store_at(f"redis+sentinel://127.0.0.1:{port}/main") as (store, _):
+            await store.put(b"key", b"value", 60.0)
+            assert await store.get(b"key") == b"value"
+    finally:
+        await asyncio.to_thread(sentinel.kill)
+
+
+async def test_a_cluster_keeps_each_key_where_its_slot_is(tmp_path: Path) -> None:
+    with redis_server(tmp_path, "--cluster-enabled", "yes") as node:
+        await asyncio.to_thread(_give_all_slots, node)
+        async with store_at(f"redis+cluster://127.0.0.1:{node.port}") as (store, _):
+            await store.put(b"key", b"value", 60.0)
+            assert await store.get(b"key") == b"value"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://127.0.0.1", "expected one of redis://"),
+        ("redis+sentinel://127.0.0.1/main", "host:port"),
+        ("redis+sentinel://127.0.0.1:1", "/mymaster"),
+        ("redis://127.0.0.1:many", "ARBITRAGE_STORE_URL"),
+    ],
+)
+async def test_a_url_that_is_none_is_refused(url: str, said: str) -> None:
+    with pytest.raises(StartError, match=said):
+        async with store_at(url):
+            pass
+
+
+def test_a_url_is_shown_without_its_secrets() -> None:
+    assert redacted("rediss+sentinel://u:p@a:1,b:2/main") == "rediss+sentinel://a:1,b:2/main"
+
+
+async def test_a_problem_that_one_orchestrator_solved_costs_another_one_call_for_each_role(
+    server: RedisServer,
+) -> None:
+    one = House(settings={"store_url": server.url})
+    other = House(settings={"store_url": server.url})
+    async with one.open() as stub, other.open() as second:
+        known = await solution(stub, asking())
+        again = await solution(second, asking())
+    assert _texts(again) == _texts(known)
+    # It learns the draft's revision from the first step, and finds the others.
+    assert len(other.draft.requests) == 1
+    assert len(one.draft.requests) > 1
+
+
+async def test_requests_go_on_while_redis_is_away(server: RedisServer) -> None:
+    house = House(settings={"store_url": server.url})
+    async with house.open() as stub:
+        known = await solution(stub, asking())
+        await asyncio.to_thread(server.kill)
+        assert _texts(await solution(stub, asking())) == _texts(known)
+    assert house.metric("arbitrage_store_up") == 0
+
+
+def _texts(events: Solution) -> list[str]:
+    return [committed_step.step.text for committed_step in committed(events)]
+
+
+def _failures(registry: CollectorRegistry) -> float:
+    found = [
+        registry.get_sample_value("arbitrage_store_failures_total", {"operation": operation})
+        for operation in ("get", "put")
+    ]
+    return sum(value or 0.0 for value in found)
+
+
+def _give_all_slots(node: RedisServer) -> None:
+    with node.client() as client:
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+        while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
+            time.sleep(0.02)
