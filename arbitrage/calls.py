@@ -6,22 +6,25 @@ The sync and the async client move messages; everything they have to decide is d
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypedDict
+from uuid import uuid4
 
 import grpc
 
 from arbitrage.core.errors import (
     ArbitrageError,
     DeadlineExceeded,
+    FieldInvalid,
     Internal,
     NotServing,
+    SessionStoreUnavailable,
     Unavailable,
 )
-from arbitrage.core.events import Event, Finished, StepCommitted
+from arbitrage.core.events import DraftProposed, Event, Finished, StepCommitted, TokenDelta
 from arbitrage.core.ledger import Ledger
-from arbitrage.core.steps import GREEDY, SEPARATOR, Sampling, StopReason
+from arbitrage.core.steps import GREEDY, SEPARATOR, Sampling, Source, StopReason
 from arbitrage.policy_specs import Arbitrage, PolicySpec
 from arbitrage.request import BudgetSpec, Problem, build_request
 from arbitrage.status import from_rpc_error
@@ -29,6 +32,7 @@ from arbitrage.v1 import orchestrator_pb2
 from arbitrage.wire import event_from_proto
 
 _FIRST_RETRY_DELAY_S = 0.2
+_LONGEST_RETRY_DELAY_S = 2.0
 _DEFAULT_TIMEOUT_S = 600.0
 # A request that runs into its own time limit ends with `Finished`, so the call must outlast it.
 _GRACE_S = 10.0
@@ -39,6 +43,8 @@ class RequestOptions(TypedDict, total=False):
 
     `policy` is `Arbitrage()` where it is left out. `timeout_s` bounds the whole call, retries
     included; by default it is the time limit of `budgets` and some grace, or ten minutes.
+    `request_id` names the request, so that another process can ask for the same solution; by
+    default the client makes one up, to resume what breaks off.
     """
 
     policy: PolicySpec
@@ -47,6 +53,7 @@ class RequestOptions(TypedDict, total=False):
     allow_degraded: bool
     stream_text: bool
     timeout_s: float
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +90,52 @@ def solution_of(events: Iterable[Event]) -> Solution:
     return Solution(_text_of(steps), tuple(steps), finished.stop_reason, finished.ledger)
 
 
+class Addresses:
+    """Where orchestrators listen. All calls of a client go to the one that answered last."""
+
+    def __init__(self, given: str | Sequence[str]) -> None:
+        parts = given.split(",") if isinstance(given, str) else given
+        self.all = tuple(part.strip() for part in parts if part.strip())
+        if not self.all:
+            raise FieldInvalid("address", repr(given), "names nobody", "give host:port")
+        self.current = self.all[0]
+
+    def next_after(self, failed: str) -> None:
+        """Goes on to the next one, unless another call has done so."""
+        if failed == self.current:
+            place = self.all.index(failed) + 1
+            self.current = self.all[place % len(self.all)]
+
+
 class Attempts:
-    """How often a call may still be made, and until when."""
+    """How often a call may still be made, where, and until when."""
 
     def __init__(
         self,
-        address: str,
+        addresses: Addresses,
         retries: int,
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._address = address
-        self._retries_left = retries
+        self._addresses = addresses
+        self._retries = self._retries_left = retries
+        # The others are asked at once; only a second round waits.
+        self._untried_count = len(addresses.all) - 1
         self._retry_delay_s = _FIRST_RETRY_DELAY_S
+        self._address = addresses.current
         self._clock = clock
         self._timeout_s = timeout_s
         self._deadline_s = clock() + timeout_s
+
+    def address(self) -> str:
+        """Returns where the next try goes."""
+        self._address = self._addresses.current
+        return self._address
+
+    def progressed(self) -> None:
+        """Forgets earlier failures: the call has got further."""
+        self._retries_left, self._retry_delay_s = self._retries, _FIRST_RETRY_DELAY_S
+        self._untried_count = len(self._addresses.all) - 1
 
     def time_left_s(self) -> float:
         """Returns the seconds until the deadline, never below 0."""
@@ -111,12 +148,17 @@ class Attempts:
             ArbitrageError: there is none; the class that stands for the error's reason.
         """
         error = self._typed(rpc_error)
-        delay_s = self._retry_delay_s
         may_help = may_repeat and isinstance(error, Unavailable)
+        if may_help and self._untried_count > 0 and self.time_left_s() > 0.0:
+            self._untried_count -= 1
+            self._addresses.next_after(self._address)
+            return 0.0
+        delay_s = self._retry_delay_s
         if not may_help or self._retries_left <= 0 or delay_s >= self.time_left_s():
             raise error from rpc_error
         self._retries_left -= 1
-        self._retry_delay_s *= 2
+        self._retry_delay_s = min(_LONGEST_RETRY_DELAY_S, 2 * delay_s)
+        self._addresses.next_after(self._address)
         return delay_s
 
     def _typed(self, rpc_error: grpc.RpcError) -> ArbitrageError:
@@ -133,10 +175,20 @@ class Attempts:
 
 
 class SolutionCall:
-    """One `GenerateSolution` as its transport sees it: what to send, what to make of the answer."""
+    """One `GenerateSolution` as its transport sees it: what to send, what to make of the answer.
+
+    A stream that breaks is resumed by its `request_id` after the steps that came, once per step;
+    what is decoded again is not told again.
+    """
 
     def __init__(
-        self, address: str, retries: int, problem: Problem, options: RequestOptions
+        self,
+        addresses: Addresses,
+        retries: int,
+        problem: Problem,
+        options: RequestOptions,
+        *,
+        is_resumable: bool = True,
     ) -> None:
         budgets = options.get("budgets", BudgetSpec())
         self.request = build_request(
@@ -146,25 +198,36 @@ class SolutionCall:
             sampling=options.get("sampling", GREEDY),
             allow_degraded=options.get("allow_degraded", False),
             stream_text=options.get("stream_text", False),
+            request_id=options.get("request_id"),
         )
+        # An id of our own is a wish: a deployment without sessions serves the request without it.
+        self._is_id_ours = is_resumable and "request_id" not in options
+        if self._is_id_ours:
+            self.request.request_id = uuid4().hex
         limit_s = budgets.time_limit_s
         default_s = _DEFAULT_TIMEOUT_S if limit_s is None else limit_s + _GRACE_S
-        self.attempts = Attempts(address, retries, options.get("timeout_s", default_s))
-        self._is_started = False
-        self._is_finished = False
+        self.attempts = Attempts(addresses, retries, options.get("timeout_s", default_s))
+        self._story = _Story()
+        self._has_begun = False
+        self._broken_at: int | None = None
 
-    def received(self, message: orchestrator_pb2.GenerateSolutionResponse) -> Event:
-        """Returns the event in a message.
+    @property
+    def is_resumable(self) -> bool:
+        """Whether the deployment keeps sessions, as far as is known."""
+        return self.request.HasField("request_id")
+
+    def received(self, message: orchestrator_pb2.GenerateSolutionResponse) -> Event | None:
+        """Returns the event in a message; None where its news was told before the stream broke.
 
         Raises:
-            Internal: it comes after `finished`, or is of a kind this client does not know.
+            Internal: it comes after `finished`, out of order, or is of a kind this client does not
+                know.
         """
-        if self._is_finished:
-            raise Internal("the server sent an event after `finished`")
-        self._is_started = True
+        self._has_begun = True
         event = event_from_proto(message)
-        self._is_finished = isinstance(event, Finished)
-        return event
+        if isinstance(event, StepCommitted):
+            self.attempts.progressed()
+        return self._story.news(event)
 
     def ended(self) -> None:
         """Checks that a stream that ended without an error was complete.
@@ -172,15 +235,75 @@ class SolutionCall:
         Raises:
             Internal: `finished` is missing.
         """
-        if not self._is_finished:
+        if not self._story.is_finished:
             raise Internal("the server ended the stream without `finished`")
 
     def failed(self, rpc_error: grpc.RpcError) -> float:
         """Returns the seconds to wait before the next try; raises as `Attempts.failed` does.
 
-        After the first event there is none: steps would be decoded and paid for twice.
+        Without a session there is none after the first event: steps would be decoded and paid for
+        twice.
         """
-        return self.attempts.failed(rpc_error, may_repeat=not self._is_started)
+        has_begun, self._has_begun = self._has_begun, False
+        if self._is_id_ours and isinstance(from_rpc_error(rpc_error), SessionStoreUnavailable):
+            self._is_id_ours = False
+            self.request.ClearField("request_id")
+            return 0.0
+        step_count = self._story.step_count
+        may_repeat = not self._story.has_begun or self.is_resumable
+        if has_begun:
+            may_repeat = may_repeat and self._broken_at != step_count
+            self._broken_at = step_count
+        delay_s = self.attempts.failed(rpc_error, may_repeat=may_repeat)
+        self.request.resume_after_step = step_count
+        self._story.retold()
+        return delay_s
+
+
+class _Story:
+    """What a caller has been told of a solution, so that nothing is told twice."""
+
+    def __init__(self) -> None:
+        self.step_count = 0
+        self.has_begun = False
+        self.is_finished = False
+        self._is_proposed = False
+        self._told: dict[Source, int] = {}
+        self._behind: dict[Source, int] = {}
+
+    def retold(self) -> None:
+        """Expects the step under way to be told from its beginning."""
+        self._behind = dict(self._told)
+
+    def news(self, event: Event) -> Event | None:
+        """Returns what of an event is new."""
+        if self.is_finished:
+            raise Internal("the server sent an event after `finished`")
+        self.has_begun = True
+        match event:
+            case DraftProposed():
+                was_proposed, self._is_proposed = self._is_proposed, True
+                return None if was_proposed else event
+            case TokenDelta():
+                return self._new_text(event)
+            case StepCommitted():
+                if event.step_index != self.step_count:
+                    raise Internal(
+                        f"the server sent step {event.step_index} where {self.step_count} was next"
+                    )
+                self.step_count += 1
+                self._is_proposed = False
+                self._told, self._behind = {}, {}
+            case Finished():
+                self.is_finished = True
+        return event
+
+    def _new_text(self, delta: TokenDelta) -> TokenDelta | None:
+        known = min(self._behind.get(delta.source, 0), len(delta.text))
+        self._behind[delta.source] = self._behind.get(delta.source, 0) - known
+        new = delta.text[known:]
+        self._told[delta.source] = self._told.get(delta.source, 0) + len(new)
+        return replace(delta, text=new) if new else None
 
 
 def _text_of(steps: Iterable[StepCommitted]) -> str:

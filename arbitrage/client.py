@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import grpc
 import grpc.aio
 
-from arbitrage.calls import Attempts, RequestOptions, Solution, SolutionCall, solution_of
+from arbitrage.calls import Addresses, Attempts, RequestOptions, Solution, SolutionCall, solution_of
 from arbitrage.core.errors import Cancelled
 from arbitrage.core.events import Event
 from arbitrage.policy_specs import (
@@ -61,17 +61,19 @@ _CHANNEL_OPTIONS = (
 
 
 class AsyncArbitrageClient:
-    """Talks to an orchestrator from asyncio. Close it, or use it as a context manager.
+    """Talks to orchestrators from asyncio. Close it, or use it as a context manager.
 
-    `retries` is how often a call that found nobody is made again before its first event; later
-    than that, steps would be decoded and paid for twice.
+    `address` is host:port, or several of them: where one fails, the next is asked. `retries` is how
+    often a call that found nobody is made again, and again after every step that came. A stream
+    that breaks is resumed where the deployment keeps sessions; elsewhere it fails, for its steps
+    would be decoded and paid for twice.
     """
 
-    def __init__(self, address: str, *, retries: int = 2) -> None:
-        self._address = address
+    def __init__(self, address: str | Sequence[str], *, retries: int = 5) -> None:
+        self._addresses = Addresses(address)
         self._retries = retries
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
+        self._is_resumable = True
+        self._channels: dict[str, grpc.aio.Channel] = {}
         self._streams: set[grpc.aio.UnaryStreamCall[Any, Any]] = set()
 
     async def stream(
@@ -82,19 +84,23 @@ class AsyncArbitrageClient:
         Raises:
             ArbitrageError: the class that stands for the error's reason.
         """
-        call = SolutionCall(self._address, self._retries, problem, options)
+        call = SolutionCall(
+            self._addresses, self._retries, problem, options, is_resumable=self._is_resumable
+        )
         while True:
-            messages = self._stub.GenerateSolution(
-                call.request, timeout=call.attempts.time_left_s()
-            )
+            stub = self._stub(call.attempts.address())
+            messages = stub.GenerateSolution(call.request, timeout=call.attempts.time_left_s())
             self._streams.add(messages)
             try:
                 async for message in messages:
-                    yield call.received(message)
+                    event = call.received(message)
+                    if event is not None:
+                        yield event
                 call.ended()
                 return
             except grpc.RpcError as error:
                 delay_s = call.failed(error)
+                self._is_resumable &= call.is_resumable
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
@@ -112,10 +118,10 @@ class AsyncArbitrageClient:
 
     async def capabilities(self, *, timeout_s: float = 10.0) -> Capabilities:
         """Asks the server what it can do."""
-        attempts = Attempts(self._address, self._retries, timeout_s)
+        attempts = Attempts(self._addresses, self._retries, timeout_s)
         while True:
             try:
-                message = await self._stub.GetCapabilities(
+                message = await self._stub(attempts.address()).GetCapabilities(
                     orchestrator_pb2.GetCapabilitiesRequest(), timeout=attempts.time_left_s()
                 )
                 return capabilities_from_proto(message)
@@ -128,7 +134,16 @@ class AsyncArbitrageClient:
         # A channel of grpc.aio finds only some of its calls when it is closed.
         for messages in tuple(self._streams):
             messages.cancel()
-        await self._channel.close(None)
+        for channel in self._channels.values():
+            await channel.close(None)
+
+    def _stub(self, address: str) -> orchestrator_pb2_grpc.OrchestratorServiceAsyncStub:
+        if address not in self._channels:
+            self._channels[address] = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        stub: orchestrator_pb2_grpc.OrchestratorServiceAsyncStub = (
+            orchestrator_pb2_grpc.OrchestratorServiceStub(self._channels[address])
+        )
+        return stub
 
     async def __aenter__(self) -> Self:
         return self
@@ -143,13 +158,13 @@ class AsyncArbitrageClient:
 
 
 class ArbitrageClient:
-    """Talks to an orchestrator from ordinary code; otherwise as `AsyncArbitrageClient`."""
+    """Talks to orchestrators from ordinary code; otherwise as `AsyncArbitrageClient`."""
 
-    def __init__(self, address: str, *, retries: int = 2) -> None:
-        self._address = address
+    def __init__(self, address: str | Sequence[str], *, retries: int = 5) -> None:
+        self._addresses = Addresses(address)
         self._retries = retries
-        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
+        self._is_resumable = True
+        self._channels: dict[str, grpc.Channel] = {}
 
     def stream(
         self, problem: Problem, **options: Unpack[RequestOptions]
@@ -159,18 +174,22 @@ class ArbitrageClient:
         Raises:
             ArbitrageError: the class that stands for the error's reason.
         """
-        call = SolutionCall(self._address, self._retries, problem, options)
+        call = SolutionCall(
+            self._addresses, self._retries, problem, options, is_resumable=self._is_resumable
+        )
         while True:
-            messages = self._stub.GenerateSolution(
-                call.request, timeout=call.attempts.time_left_s()
-            )
+            stub = self._stub(call.attempts.address())
+            messages = stub.GenerateSolution(call.request, timeout=call.attempts.time_left_s())
             try:
                 for message in messages:
-                    yield call.received(message)
+                    event = call.received(message)
+                    if event is not None:
+                        yield event
                 call.ended()
                 return
             except grpc.RpcError as error:
                 delay_s = call.failed(error)
+                self._is_resumable &= call.is_resumable
             finally:
                 messages.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs say no type
             time.sleep(delay_s)
@@ -181,10 +200,10 @@ class ArbitrageClient:
 
     def capabilities(self, *, timeout_s: float = 10.0) -> Capabilities:
         """Asks the server what it can do."""
-        attempts = Attempts(self._address, self._retries, timeout_s)
+        attempts = Attempts(self._addresses, self._retries, timeout_s)
         while True:
             try:
-                message = self._stub.GetCapabilities(
+                message = self._stub(attempts.address()).GetCapabilities(
                     orchestrator_pb2.GetCapabilitiesRequest(), timeout=attempts.time_left_s()
                 )
                 return capabilities_from_proto(message)
@@ -194,7 +213,13 @@ class ArbitrageClient:
 
     def close(self) -> None:
         """Closes the connection; streams still open end with `Cancelled`."""
-        self._channel.close()
+        for channel in self._channels.values():
+            channel.close()
+
+    def _stub(self, address: str) -> orchestrator_pb2_grpc.OrchestratorServiceStub:
+        if address not in self._channels:
+            self._channels[address] = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        return orchestrator_pb2_grpc.OrchestratorServiceStub(self._channels[address])
 
     def __enter__(self) -> Self:
         return self

@@ -80,6 +80,7 @@ def build_request(
     sampling: Sampling = GREEDY,
     allow_degraded: bool = False,
     stream_text: bool = False,
+    request_id: str | None = None,
 ) -> orchestrator_pb2.GenerateSolutionRequest:
     """Returns the message that asks for a solution.
 
@@ -91,6 +92,7 @@ def build_request(
         budgets=budgets.to_proto(),
         allow_degraded=allow_degraded,
         stream_text=stream_text,
+        request_id=None if request_id is None else text_field("request_id", request_id),
     )
     getattr(request, policy.name).CopyFrom(policy.to_proto())
     if isinstance(problem, str):

@@ -69,7 +69,7 @@ def event_from_proto(message: orchestrator_pb2.GenerateSolutionResponse) -> Even
             return _committed(message.step_committed)
         case "finished":
             finished = message.finished
-            return Finished(_stop_reason(finished.stop_reason), _ledger(finished.ledger))
+            return Finished(_stop_reason(finished.stop_reason), ledger_from_proto(finished.ledger))
         case _:
             raise Internal("the server sent an event this client does not know; upgrade the client")
 
@@ -159,7 +159,8 @@ def _real(value: float) -> float:
     return float(f"{value:.7g}")
 
 
-def _ledger(message: orchestrator_pb2.Ledger) -> Ledger:
+def ledger_from_proto(message: orchestrator_pb2.Ledger) -> Ledger:
+    """Returns what a request has cost, as a message says it."""
     return Ledger(
         draft=_token_ledger(message.draft),
         target=_token_ledger(message.target),

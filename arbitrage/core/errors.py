@@ -13,6 +13,7 @@ ArbitrageError
 │   └── ContextTooLong
 ├── PreconditionFailed             good input that this deployment cannot serve
 │   ├── SessionStoreUnavailable
+│   ├── SessionNotFound
 │   └── CalibrationUnavailable
 ├── Overloaded                     come back after `retry_after_s`
 ├── Unavailable                    nobody there to answer
@@ -21,6 +22,8 @@ ArbitrageError
 │   │   ├── TargetUnavailable
 │   │   ├── PrmUnavailable
 │   │   └── RouterUnavailable
+│   ├── SessionStoreAway
+│   ├── SessionTaken               another call goes on with the session
 │   └── NotServing
 ├── DeadlineExceeded
 ├── Cancelled
@@ -125,6 +128,12 @@ class SessionStoreUnavailable(PreconditionFailed):
     reason = "SESSION_STORE_UNAVAILABLE"
 
 
+class SessionNotFound(PreconditionFailed):
+    """No session holds the steps that the caller says it has."""
+
+    reason = "SESSION_NOT_FOUND"
+
+
 class CalibrationUnavailable(PreconditionFailed):
     """`target_share` needs a router with a calibration table."""
 
@@ -171,6 +180,18 @@ class RouterUnavailable(ModelUnavailable):
     """The router cannot be reached."""
 
     reason = "ROUTER_UNAVAILABLE"
+
+
+class SessionStoreAway(Unavailable):
+    """The session store cannot be reached now."""
+
+    reason = "SESSION_STORE_AWAY"
+
+
+class SessionTaken(Unavailable):
+    """Another call goes on with this session; the same call again follows it."""
+
+    reason = "SESSION_TAKEN"
 
 
 class NotServing(Unavailable):

@@ -6,7 +6,7 @@ This is the whole algorithm. It knows no transport and no model.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -66,6 +66,7 @@ async def generate_solution(
     *,
     started_s: float | None = None,
     ledger: Ledger | None = None,
+    committed: Sequence[StepCommitted] = (),
 ) -> AsyncGenerator[Event, None]:
     """Yields the events of one solution, `Finished` last.
 
@@ -73,6 +74,9 @@ async def generate_solution(
     and the request does not say how to go on without it, its `ModelUnavailable` is raised.
     `started_s` is the clock's reading when the request came in, if that was before now. `ledger`
     is filled as the request goes, for whoever has to know what an unfinished one cost.
+
+    A solution that was broken off goes on where it stopped: `committed` are its steps so far and
+    `ledger` is what it had cost by the last of them. They are not yielded again.
     """
     run = _Run(
         request,
@@ -80,6 +84,7 @@ async def generate_solution(
         Ledger() if ledger is None else ledger,
         clock,
         clock() if started_s is None else started_s,
+        committed,
     )
     try:
         async with aclosing(_events(request, run)) as events:
@@ -131,6 +136,7 @@ class _Run:
         ledger: Ledger,
         clock: Clock,
         started_s: float,
+        committed: Sequence[StepCommitted],
     ) -> None:
         self.request = request
         self.trajectory = Trajectory(request.problem)
@@ -140,6 +146,15 @@ class _Run:
         self.ended: StopReason | None = None
         self._clock = clock
         self._started_s = started_s
+        for known in committed:
+            self.add(known.step)
+
+    def add(self, step: Step) -> None:
+        """Puts a step on the trajectory. The one that ends the solution ends the run."""
+        self.trajectory = self.trajectory.append(step)
+        self.target_step_count += step.source is Source.TARGET
+        if step.stop_reason is StopReason.END_OF_SEQUENCE:
+            self.ended = StopReason.END_OF_SEQUENCE
 
     @property
     def step_index(self) -> int:
@@ -285,7 +300,6 @@ class _Turn:
         written, source = self.draft, Source.DRAFT
         if self._target is not None:
             written, source = self._target, Source.TARGET
-            run.target_step_count += 1
             run.ledger.escalation_count += escalated
         if written is None:
             raise Internal("a turn ended with neither a draft nor a target step")
@@ -353,11 +367,9 @@ class _Turn:
         run = self._run
         step = Step(written.text, source, written.stop_reason)
         step_index = run.step_index
-        run.trajectory = run.trajectory.append(step)
+        run.add(step)
         run.ledger.step_count += 1
         run.ledger.degraded_step_count += bool(self._degradations)
-        if step.stop_reason is StopReason.END_OF_SEQUENCE:
-            run.ended = StopReason.END_OF_SEQUENCE
         draft_s, decision_s, target_s = (
             after - before
             for before, after in zip(self._times_before_s, self._model_times_s(), strict=True)

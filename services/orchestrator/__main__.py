@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -14,15 +15,18 @@ from services.orchestrator.admission import Admission
 from services.orchestrator.feedback import Feedback, Judges
 from services.orchestrator.models import RemoteModels, connected_models
 from services.orchestrator.prefix_cache import PrefixCache
-from services.orchestrator.redis_store import opened_redis
+from services.orchestrator.redis_link import RedisLink, opened_redis
+from services.orchestrator.redis_store import RedisStore
 from services.orchestrator.requests import RequestRules
 from services.orchestrator.servicer import Desk, OrchestratorServicer
+from services.orchestrator.sessions import Sessions
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.store import MemoryStore
 from services.orchestrator.telemetry import (
     CacheMetrics,
     FeedbackMetrics,
     RouterMetrics,
+    SessionMetrics,
     SolutionMetrics,
     StoreMetrics,
     TargetDemand,
@@ -39,41 +43,93 @@ async def build(
 ) -> AsyncIterator[OrchestratorServicer]:
     """Makes the servicer once draft and target are serving."""
     registry = telemetry.registry
+    store_metrics, session_metrics = StoreMetrics(registry), SessionMetrics(registry)
     admission = Admission(settings.max_concurrency, settings.max_queue)
     register_admission(registry, admission)
     metrics, demand = SolutionMetrics(registry), TargetDemand(registry)
     router_metrics = RouterMetrics(registry)
     async with (
-        opened_cache(settings, registry) as cache,
+        opened_link(settings, store_metrics) as link,
+        opened_cache(settings, link, registry) as cache,
+        opened_sessions(settings, link, session_metrics) as sessions,
         connected_models(settings, cache, demand, router_metrics) as models,
+        watched_revisions(cache, models),
     ):
         rules = RequestRules(settings.caps, settings.default_budgets, models.policies)
         feedback_metrics = FeedbackMetrics(registry, metrics.count_shadow)
         async with running_feedback(settings, models, feedback_metrics) as feedback:
             yield OrchestratorServicer(
-                Desk(rules, admission, models, metrics, settings.router_fallback, feedback)
+                Desk(
+                    rules, admission, models, metrics, settings.router_fallback, feedback, sessions
+                )
             )
 
 
 @asynccontextmanager
-async def opened_cache(
-    settings: OrchestratorSettings, registry: CollectorRegistry
-) -> AsyncIterator[PrefixCache | None]:
-    """Makes the prefix cache on the store that the settings name; None where it is turned off.
+async def opened_link(
+    settings: OrchestratorSettings, metrics: StoreMetrics
+) -> AsyncIterator[RedisLink | None]:
+    """Connects to the Redis that the settings name; None where they name none.
 
     Raises:
-        StartError: the store cannot be used.
+        StartError: it can never serve.
     """
+    if settings.store_url is None:
+        yield None
+        return
+    async with opened_redis(settings.store_url.get_secret_value(), metrics) as link:
+        yield link
+
+
+@asynccontextmanager
+async def opened_cache(
+    settings: OrchestratorSettings, link: RedisLink | None, registry: CollectorRegistry
+) -> AsyncIterator[PrefixCache | None]:
+    """Makes the prefix cache, in Redis where there is one; None where it is turned off."""
     metrics = CacheMetrics(registry)
     if not settings.prefix_cache_bytes:
         yield None
-    elif settings.store_url is None:
+    elif link is None:
         store = MemoryStore(settings.prefix_cache_bytes)
         yield PrefixCache(store, settings.prefix_cache_ttl_s, metrics)
     else:
-        url = settings.store_url.get_secret_value()
-        async with opened_redis(url, StoreMetrics(registry)) as redis:
-            yield PrefixCache(redis, settings.prefix_cache_ttl_s, metrics)
+        shared = RedisStore(link)
+        async with in_background(shared.keep_claims()):
+            yield PrefixCache(shared, settings.prefix_cache_ttl_s, metrics)
+
+
+@asynccontextmanager
+async def opened_sessions(
+    settings: OrchestratorSettings, link: RedisLink | None, metrics: SessionMetrics
+) -> AsyncIterator[Sessions | None]:
+    """Makes what keeps sessions; None without a Redis to keep them in."""
+    if link is None:
+        yield None
+        return
+    sessions = Sessions(link, settings.session_rules, metrics)
+    async with in_background(sessions.renew()):
+        yield sessions
+
+
+@asynccontextmanager
+async def watched_revisions(cache: PrefixCache | None, models: RemoteModels) -> AsyncIterator[None]:
+    """Lets the prefix cache know which revisions serve."""
+    if cache is None:
+        yield
+        return
+    async with in_background(cache.watch(models.describes)):
+        yield
+
+
+@asynccontextmanager
+async def in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs endless work for as long as the block is open."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(work)
+        try:
+            yield
+        finally:
+            task.cancel()
 
 
 @asynccontextmanager

@@ -35,20 +35,22 @@ ScoreCall = Callable[[Trajectory, str, float | None], Awaitable[Score]]
 
 @dataclass(frozen=True, slots=True)
 class CachedGenerator:
-    """Writes a step once for every prefix. Only deterministic sampling is cached.
+    """Writes a step once for every prefix, where `is_cacheable`.
 
-    A step that was found comes as one text delta, where deltas were asked for.
+    A request whose caller gave no seed is not: its seed is its own, and nobody asks it again. A
+    step that was found comes as one text delta, where deltas were asked for.
     """
 
     inner: Generator
     cache: PrefixCache
     role: str
+    is_cacheable: bool = True
 
     async def generate_step(
         self, request: StepRequest
     ) -> AsyncGenerator[str | GeneratedStep, None]:
         """Yields what the model would, from the cache where it is there."""
-        if not request.sampling.is_deterministic:
+        if not (self.is_cacheable and request.sampling.is_deterministic):
             self.cache.bypass(self.role)
             async with aclosing(self.inner.generate_step(request)) as items:
                 async for item in items:
@@ -69,7 +71,7 @@ class CachedGenerator:
                 yield step.text
             yield _all_cached(step)
             return
-        with found:
+        async with found:
             if deadline_s is not None:
                 # The wait for a call of another request has used up some of this one's time.
                 request = _within(request, deadline_s - time.monotonic())
@@ -103,7 +105,7 @@ class CachedScorer:
             message = router_pb2.EstimateAdvantageResponse.FromString(found)
             score = advantage_from_proto(message)
             return _all_cached(score)
-        with found:
+        async with found:
             score = await self.ask(trajectory, step_text, self.deadline_s)
             message = router_pb2.EstimateAdvantageResponse(
                 score=score.value,

@@ -45,7 +45,7 @@ def event_to_proto(event: Event) -> orchestrator_pb2.GenerateSolutionResponse:
             return orchestrator_pb2.GenerateSolutionResponse(
                 finished=orchestrator_pb2.Finished(
                     stop_reason=STOP_REASONS.to_proto(event.stop_reason),
-                    ledger=_ledger(event.ledger),
+                    ledger=ledger_to_proto(event.ledger),
                     escalation_rate=event.ledger.escalation_rate,
                 )
             )
@@ -108,7 +108,8 @@ def _value(score: Score | None) -> float | None:
     return None if score is None else score.value
 
 
-def _ledger(ledger: Ledger) -> orchestrator_pb2.Ledger:
+def ledger_to_proto(ledger: Ledger) -> orchestrator_pb2.Ledger:
+    """Returns the message of what a request has cost so far."""
     return orchestrator_pb2.Ledger(
         draft=_token_ledger(ledger.draft),
         target=_token_ledger(ledger.target),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from arbitrage.core.errors import (
 )
 from arbitrage.core.policies import POLICIES
 from arbitrage.core.ports import Generator, Models, Router, Scorer
-from arbitrage.core.steps import Score, Trajectory
+from arbitrage.core.steps import ModelIdentity, Score, Trajectory
 from arbitrage.v1 import generator_pb2
 from services.orchestrator.cached_models import CachedGenerator, CachedScorer
 from services.orchestrator.prefix_cache import PrefixCache
@@ -65,6 +65,23 @@ class RemoteModels:
     demand: TargetDemand
 
     @property
+    def describes(self) -> Mapping[str, Callable[[], Awaitable[ModelIdentity]]]:
+        """How each role's model is asked what it is."""
+        asked: dict[str, Callable[[], Awaitable[ModelIdentity]]] = {
+            "draft": self.draft.describe,
+            "target": self.target.describe,
+        }
+        if self.prm is not None:
+            asked["prm"] = self.prm.describe
+        if (router := self.router) is not None:
+
+            async def describe_router() -> ModelIdentity:
+                return (await router.ask_description()).model
+
+            asked["router"] = describe_router
+        return asked
+
+    @property
     def policies(self) -> tuple[str, ...]:
         """Names of the policies that these models allow."""
         absent: frozenset[str] = frozenset()
@@ -74,16 +91,16 @@ class RemoteModels:
             absent |= _NEEDS_ROUTER
         return tuple(policy.name for policy in POLICIES if policy.name not in absent)
 
-    def for_request(self, deadline_s: float | None) -> Models:
-        """Returns the ports of one request.
+    def for_request(self, deadline_s: float | None, *, is_cacheable: bool = True) -> Models:
+        """Returns the ports of one request; `is_cacheable` says whether its steps are to be kept.
 
         `deadline_s` is the moment of the monotonic clock at which its time is over.
         """
         target: Generator = CountedTarget(self.target, self.demand, time.monotonic)
         draft: Generator = self.draft
         if self.cache is not None:
-            draft = CachedGenerator(draft, self.cache, "draft")
-            target = CachedGenerator(target, self.cache, "target")
+            draft = CachedGenerator(draft, self.cache, "draft", is_cacheable)
+            target = CachedGenerator(target, self.cache, "target", is_cacheable)
         prm: Scorer = NoScorer()
         if self.prm is not None:
             prm = CachedScorer(self.prm.score_step, self.cache, "prm", deadline_s)

@@ -1,209 +1,113 @@
 """The prefix cache's store in Redis, which orchestrators share.
 
-What a model said before is worth having and never needed: while Redis is away, nothing is found,
-nothing is kept, and no request waits for it longer than once a moment.
+What a model said before is worth having and never needed: while Redis is away, nothing is found
+and nothing is kept, and every call goes to its model.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import re
-import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final
-from urllib.parse import urlsplit
+import secrets
+from typing import Final
 
-from redis.asyncio import Redis, RedisCluster, Sentinel
-from redis.asyncio.connection import parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    NoPermissionError,
-    OutOfMemoryError,
-    RedisError,
-    ResponseError,
-)
+from services.orchestrator.redis_link import RedisLink, Script, StoreAway
 
-from arbitrage.core.ports import Clock
-from services.orchestrator.telemetry import StoreMetrics
-from services.rpc.program import StartError
+# How long a claim lives without being renewed: others wait this long for an orchestrator that died.
+_CLAIM_S: Final = 2.0
 
-_log = logging.getLogger(__name__)
-
-OLDEST_VERSION: Final = (6, 2)
-_PREFIX: Final = b"arbitrage:answer:"
-# A step takes tens of milliseconds at least; a cache that takes longer than this is of no use.
-_TIMEOUT_S: Final = 0.25
-_CONNECT_TIMEOUT_S: Final = 1.0
-# How long nobody asks after a failure.
-_AWAY_S: Final = 1.0
-_KINDS: Final = (
-    "redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, redis+cluster://, "
-    "rediss+cluster://"
-)
-_CREDENTIALS = re.compile(r"//[^@/]*@")
-
-Client = Redis | RedisCluster
+# Returns the answer; else 1 where the claim is ours now, 0 where it is another's.
+_FIND = Script("""
+local answer = redis.call('GET', KEYS[1])
+if answer then return answer end
+if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
+return 0
+""")
+_PUT = Script("""
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if redis.call('GET', KEYS[2]) == ARGV[3] then redis.call('DEL', KEYS[2]) end
+""")
+_RENEW = Script("""
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+""")
+_RELEASE = Script("""
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+""")
 
 
 class RedisStore:
-    """Keeps bytes by key in Redis, each with its time to live.
+    """Keeps answers by key in Redis, each with its time to live.
 
-    The memory bound is the server's: `maxmemory` with a policy that evicts, as `volatile-lru`.
+    The memory bound is the server's: `maxmemory` with the policy `volatile-ttl`. `keep_claims` has
+    to run for as long as the store is used.
     """
 
-    def __init__(
-        self, client: Client, metrics: StoreMetrics, clock: Clock = time.monotonic
-    ) -> None:
-        self._client: Any = client
-        self._metrics = metrics
-        self._clock = clock
-        self._away_until_s = -_AWAY_S
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+        # Tells this process's claims from those of others.
+        self._holder = secrets.token_bytes(12)
+        self._claims: set[bytes] = set()
 
-    async def get(self, key: bytes) -> bytes | None:
+    async def find(self, key: bytes) -> bytes | None:
         """Returns what was put under `key`; None also while Redis is away."""
-        found: bytes | None = await self._asked("get", lambda: self._client.get(_PREFIX + key))
+        try:
+            found: bytes | None = await self._link.ask(
+                "get", lambda: self._link.client.get(_answer(key))
+            )
+        except StoreAway:
+            return None
         return found
 
+    async def claim(self, key: bytes) -> bytes | bool:
+        """Returns what was put under `key`, else whether its call is now ours to make.
+
+        While Redis is away it is ours.
+        """
+        arguments = (self._holder, round(_CLAIM_S * 1000))
+        try:
+            found = await self._link.run("get", _FIND, (_answer(key), _flight(key)), arguments)
+        except StoreAway:
+            return True
+        if isinstance(found, bytes):
+            return found
+        if found:
+            self._claims.add(key)
+        return bool(found)
+
     async def put(self, key: bytes, value: bytes, ttl_s: float) -> None:
-        """Keeps `value`, unless Redis is away or full."""
+        """Keeps `value` and ends the claim, unless Redis is away or full."""
+        self._claims.discard(key)
         ttl_ms = max(1, round(ttl_s * 1000))
-        await self._asked("put", lambda: self._client.set(_PREFIX + key, value, px=ttl_ms))
-
-    async def _asked(self, operation: str, ask: Any) -> Any:
-        if self._clock() < self._away_until_s:
-            return None
-        started_s = self._clock()
+        keys = (_answer(key), _flight(key))
         try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                answer = await ask()
-        except OutOfMemoryError:
-            # It still answers reads, and has room again when something expires.
-            self._metrics.count_failure(operation)
-            return None
-        except (RedisError, OSError, TimeoutError) as error:
-            self._metrics.count_failure(operation)
-            if self._clock() >= self._away_until_s:
-                _log.warning("Redis is away (%s); the cache is passed by", _kind(error))
-            self._away_until_s = self._clock() + _AWAY_S
-            self._metrics.is_up(False)
-            return None
-        self._metrics.is_up(True)
-        self._metrics.observe(operation, self._clock() - started_s)
-        return answer
+            await self._link.run("put", _PUT, keys, (value, ttl_ms, self._holder))
+        except StoreAway:
+            return
 
-
-@asynccontextmanager
-async def opened_redis(url: str, metrics: StoreMetrics) -> AsyncIterator[RedisStore]:
-    """Connects to the Redis that `url` names, and closes the connections on the way out.
-
-    `redis://`, `rediss://` (TLS) and `unix://` name one server, as redis-py reads them, user and
-    password included. `redis+sentinel://host:port,host:port/name/db` asks sentinels for the
-    primary called `name`; `redis+cluster://host:port` names any node of a cluster. Each of the
-    two has a `rediss+` form.
-
-    One that is away is no reason not to start. One that can never serve is.
-
-    Raises:
-        StartError: the URL is none, Redis refuses the user, or is too old.
-    """
-    shown = redacted(url)
-    async with AsyncExitStack() as stack:
+    async def release(self, key: bytes) -> None:
+        """Ends a claim without an answer."""
+        self._claims.discard(key)
         try:
-            client = _client(url, stack)
-        except ValueError as error:
-            raise StartError(f"ARBITRAGE_STORE_URL: {shown}: {error}") from None
-        await _check(client, shown)
-        yield RedisStore(client, metrics)
+            await self._link.run("put", _RELEASE, (_flight(key),), (self._holder,))
+        except StoreAway:
+            return
+
+    async def keep_claims(self) -> None:
+        """Renews what is claimed until it is cancelled."""
+        while True:
+            await asyncio.sleep(_CLAIM_S / 4)
+            for key in tuple(self._claims):
+                try:
+                    await self._link.run(
+                        "put", _RENEW, (_flight(key),), (self._holder, round(_CLAIM_S * 1000))
+                    )
+                except StoreAway:
+                    break
 
 
-def redacted(url: str) -> str:
-    """Returns the URL without user and password.
-
-    >>> redacted("redis://me:secret@host:6379/0?ssl_ca_certs=ca.pem")
-    'redis://host:6379/0'
-    """
-    return _CREDENTIALS.sub("//", url.partition("?")[0])
+# In a cluster both keys of an answer lie in the slot of what stands between the braces.
+def _answer(key: bytes) -> bytes:
+    return b"arbitrage:answer:{%s}" % key.hex().encode()
 
 
-def _client(url: str, stack: AsyncExitStack) -> Client:
-    scheme = urlsplit(url).scheme
-    options: dict[str, Any] = {
-        "socket_timeout": _TIMEOUT_S,
-        "socket_connect_timeout": _CONNECT_TIMEOUT_S,
-        # A connection that died in the pool is replaced at once; anything more is being away.
-        "retry": Retry(NoBackoff(), 1),
-        # To name itself, each connection would look up its version on the disk.
-        "driver_info": None,
-    }
-    base, _, kind = scheme.partition("+")
-    if kind == "cluster" and base in {"redis", "rediss"}:
-        client: Client = RedisCluster.from_url(url.replace(scheme, base, 1), **options)
-    elif kind == "sentinel" and base in {"redis", "rediss"}:
-        client = _sentinel_primary(url, base, options, stack)
-    elif scheme in {"redis", "rediss", "unix"}:
-        client = Redis.from_url(url, **options)
-    else:
-        raise ValueError(f"expected one of {_KINDS}")
-    stack.push_async_callback(client.aclose)
-    return client
-
-
-def _sentinel_primary(url: str, base: str, options: dict[str, Any], stack: AsyncExitStack) -> Redis:
-    split = urlsplit(url)
-    credentials, _, hosts = split.netloc.rpartition("@")
-    name, _, database = split.path.strip("/").partition("/")
-    try:
-        sentinels = [
-            (host, int(port)) for host, port in (h.rsplit(":", 1) for h in hosts.split(","))
-        ]
-    except ValueError:
-        raise ValueError("expected host:port,host:port behind //") from None
-    if not name:
-        raise ValueError("expected the primary's name behind the hosts, as /mymaster")
-    # What redis-py makes of a plain URL: user, password, TLS files.
-    plain = f"{base}://{credentials}@host/{database or 0}?{split.query}"
-    known = {k: v for k, v in parse_url(plain).items() if k not in {"host", "connection_class"}}
-    untyped: Any = Sentinel
-    sentinel = untyped(sentinels, sentinel_kwargs=options, **options)
-    for asked in sentinel.sentinels:
-        stack.push_async_callback(asked.aclose)
-    primary: Redis = sentinel.master_for(name, ssl=base == "rediss", **known)
-    return primary
-
-
-async def _check(client: Client, shown: str) -> None:
-    untyped: Any = client
-    try:
-        async with asyncio.timeout(2 * _CONNECT_TIMEOUT_S):
-            if isinstance(client, RedisCluster):
-                info = await untyped.info("server", target_nodes=RedisCluster.RANDOM)
-                info = info if "redis_version" in info else next(iter(info.values()))
-            else:
-                info = await untyped.info("server")
-    except NoPermissionError:
-        _log.warning("%s: the user may not ask for INFO, so its version is not checked", shown)
-        return
-    except (AuthenticationError, AuthorizationError) as error:
-        raise StartError(
-            f"ARBITRAGE_STORE_URL: {shown}: Redis refuses user or password ({error}); correct them"
-        ) from None
-    except ResponseError as error:
-        raise StartError(f"ARBITRAGE_STORE_URL: {shown}: Redis refuses ({error})") from None
-    except (RedisError, OSError, TimeoutError) as error:
-        _log.warning("%s: Redis is away (%s); starting without it", shown, _kind(error))
-        return
-    version = str(info["redis_version"])
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
-        raise StartError(
-            f"ARBITRAGE_STORE_URL: {shown}: Redis {version} is too old; use "
-            f"{'.'.join(map(str, OLDEST_VERSION))} or later"
-        )
-
-
-def _kind(error: Exception) -> str:
-    return type(error).__name__
+def _flight(key: bytes) -> bytes:
+    return b"arbitrage:flight:{%s}" % key.hex().encode()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from arbitrage.core.errors import (
@@ -15,22 +17,33 @@ from arbitrage.core.errors import (
     FieldInvalid,
     SessionStoreUnavailable,
 )
-from arbitrage.core.events import Finished
+from arbitrage.core.events import Finished, StepCommitted
 from arbitrage.core.ledger import Ledger
+from arbitrage.core.limits import Budgets
 from arbitrage.core.policies import ArbitragePolicy
 from arbitrage.core.ports import RouterDescription
 from arbitrage.core.speculation import RouterFallback, SolutionRequest, generate_solution
-from arbitrage.core.steps import ModelIdentity, StopReason
-from arbitrage.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from arbitrage.core.steps import ModelIdentity, Sampling, StopReason
+from arbitrage.v1 import orchestrator_pb2, orchestrator_pb2_grpc, session_pb2
+from arbitrage.wire import event_from_proto, ledger_from_proto
 from services.orchestrator.admission import Admission
-from services.orchestrator.events import budgets_to_proto, caps_to_proto, event_to_proto
+from services.orchestrator.events import (
+    budgets_to_proto,
+    caps_to_proto,
+    event_to_proto,
+    ledger_to_proto,
+)
 from services.orchestrator.feedback import Feedback
 from services.orchestrator.models import RemoteModels
 from services.orchestrator.requests import RequestRules
+from services.orchestrator.sessions import Session, SessionName, Sessions
 from services.orchestrator.telemetry import SolutionMetrics
 from services.orchestrator.thresholds import settled_policy
 from services.rpc.convert import identity_to_proto
 from services.rpc.handlers import Context
+
+# Whose ids they are, until callers are told apart.
+_TENANT = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,7 @@ class Desk:
     metrics: SolutionMetrics
     router_fallback: RouterFallback
     feedback: Feedback | None = None
+    sessions: Sessions | None = None
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
@@ -56,19 +70,30 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> AsyncGenerator[orchestrator_pb2.GenerateSolutionResponse, None]:
         """Yields the events of a solution. A caller that goes away ends its model calls."""
         desk, arrived_s = self._desk, time.monotonic()
-        _check_session(request)
+        session = _session(desk.sessions, request)
         asked = desk.rules.asked(request)
-        deadline_s = None
-        if asked.budgets.time_limit_s is not None:
-            # The caller's time runs from the call's arrival, the queue included.
-            deadline_s = arrived_s + asked.budgets.time_limit_s
         async with AsyncExitStack() as stack:
             try:
+                # The caller's time runs from the call's arrival, the queue included.
+                deadline_s = _moment(arrived_s, asked.budgets)
                 await stack.enter_async_context(desk.admission.place(deadline_s))
+                if session is not None:
+                    stack.push_async_callback(session.release)
+                    records = session.follow(deadline_s)
+                    await stack.enter_async_context(aclosing(records))
+                    async for record in records:
+                        if _is_news(record, request.resume_after_step):
+                            yield _response(record)
+                    if session.is_finished:
+                        return
             except DeadlineExceeded:
                 ledger = Ledger(elapsed_s=time.monotonic() - arrived_s)
                 yield event_to_proto(Finished(StopReason.DEADLINE, ledger))
                 return
+            begun = Begun.of(session)
+            # What was spent before it was resumed is spent.
+            started_s = arrived_s - begun.ledger.elapsed_s
+            deadline_s = _moment(started_s, asked.budgets)
             policy = await settled_policy(
                 asked.policy, desk.models.router, desk.router_fallback, deadline_s
             )
@@ -79,21 +104,30 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 problem=asked.problem,
                 policy=policy,
                 budgets=asked.budgets,
-                sampling=asked.sampling,
+                sampling=_seeded(asked.sampling, session),
                 allow_degraded=asked.allow_degraded,
                 router_fallback=desk.router_fallback,
                 stream_text=asked.stream_text,
             )
-            models, ledger = desk.models.for_request(deadline_s), Ledger()
+            models = desk.models.for_request(
+                deadline_s, is_cacheable=asked.sampling.is_deterministic
+            )
+            ledger = begun.ledger
             # Also where the caller leaves or a model fails: what was computed was computed.
-            stack.callback(desk.metrics.observe_ledger, ledger)
-            events = generate_solution(solution, models, started_s=arrived_s, ledger=ledger)
+            stack.callback(desk.metrics.observe_ledger, ledger, deepcopy(ledger))
+            events = generate_solution(
+                solution, models, started_s=started_s, ledger=ledger, committed=begun.steps
+            )
             await stack.enter_async_context(aclosing(events))
             async for event in events:
+                response = event_to_proto(event)
+                if session is not None and isinstance(event, StepCommitted | Finished):
+                    # A step that the caller has seen is a step that can be resumed.
+                    await session.append(_record(response, ledger), deadline_s)
                 desk.metrics.observe(event)
                 if watched is not None:
                     watched.observe(event)
-                yield event_to_proto(event)
+                yield response
 
     async def GetCapabilities(  # noqa: N802 - the proto's name
         self, request: orchestrator_pb2.GetCapabilitiesRequest, context: Context
@@ -101,11 +135,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """Asks every model what it is, and tells that and the limits."""
         desk, models = self._desk, self._desk.models
         describes: dict[str, Callable[[], Awaitable[ModelIdentity | RouterDescription]]] = {
-            "draft": models.draft.describe,
-            "target": models.target.describe,
+            **models.describes
         }
-        if models.prm is not None:
-            describes["prm"] = models.prm.describe
         if models.router is not None:
             describes["router"] = models.router.ask_description
         async with asyncio.TaskGroup() as group:
@@ -123,10 +154,31 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             default_escalation_threshold=(
                 router.default_threshold if isinstance(router, RouterDescription) else None
             ),
+            resumable=desk.sessions is not None,
         )
 
 
-def _check_session(request: orchestrator_pb2.GenerateSolutionRequest) -> None:
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What a solution has when this call takes it up: nothing, unless it is resumed."""
+
+    steps: tuple[StepCommitted, ...]
+    ledger: Ledger
+
+    @classmethod
+    def of(cls, session: Session | None) -> Begun:
+        """Returns what a session's records come to."""
+        if session is None or not session.records:
+            return cls((), Ledger())
+        events = [event_from_proto(_response(record)) for record in session.records]
+        steps = tuple(event for event in events if isinstance(event, StepCommitted))
+        return cls(steps, ledger_from_proto(session.records[-1].ledger))
+
+
+def _session(
+    sessions: Sessions | None, request: orchestrator_pb2.GenerateSolutionRequest
+) -> Session | None:
+    """Returns the session that a request names; None where it names none."""
     if not request.HasField("request_id"):
         if request.resume_after_step:
             raise FieldInvalid(
@@ -135,11 +187,51 @@ def _check_session(request: orchestrator_pb2.GenerateSolutionRequest) -> None:
                 "needs a request_id",
                 "send the request_id of the call to resume",
             )
-    else:
+        return None
+    if sessions is None:
         raise SessionStoreUnavailable(
             "request_id: this deployment has no session store that orchestrators share; leave "
             "request_id out, or deploy one"
         )
+    return sessions.session(SessionName.of(request, _TENANT), request.resume_after_step)
+
+
+def _moment(started_s: float, budgets: Budgets) -> float | None:
+    """Returns the moment of the monotonic clock at which a request's time is over."""
+    return None if budgets.time_limit_s is None else started_s + budgets.time_limit_s
+
+
+def _seeded(sampling: Sampling, session: Session | None) -> Sampling:
+    """Returns sampling that draws the same when a step is written again, here or elsewhere."""
+    if sampling.is_deterministic:
+        return sampling
+    seed = secrets.randbits(56) if session is None else session.name.seed
+    return replace(sampling, seed=seed)
+
+
+def _record(
+    response: orchestrator_pb2.GenerateSolutionResponse, ledger: Ledger
+) -> session_pb2.SessionRecord:
+    if response.HasField("finished"):
+        return session_pb2.SessionRecord(
+            finished=response.finished, ledger=response.finished.ledger
+        )
+    spent = ledger_to_proto(ledger)
+    # The ledger learns the time only when the solution ends.
+    spent.elapsed.CopyFrom(response.step_committed.elapsed)
+    return session_pb2.SessionRecord(step_committed=response.step_committed, ledger=spent)
+
+
+def _response(
+    record: session_pb2.SessionRecord,
+) -> orchestrator_pb2.GenerateSolutionResponse:
+    if record.HasField("finished"):
+        return orchestrator_pb2.GenerateSolutionResponse(finished=record.finished)
+    return orchestrator_pb2.GenerateSolutionResponse(step_committed=record.step_committed)
+
+
+def _is_news(record: session_pb2.SessionRecord, known_steps: int) -> bool:
+    return record.HasField("finished") or record.step_committed.step_index >= known_steps
 
 
 async def _answer_of(

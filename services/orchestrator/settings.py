@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, model_validator
 from arbitrage.core.limits import Budgets, Caps
 from arbitrage.core.speculation import RouterFallback
 from services.orchestrator.feedback import FeedbackRules
+from services.orchestrator.sessions import SessionRules
 from services.rpc.calls import CallLimits
 from services.rpc.settings import Port, PositiveCount, Seconds, ServerSettings, variable_of
 
@@ -70,6 +71,17 @@ class OrchestratorSettings(ServerSettings):
         3_600.0, description="Time an answer stays in the prefix cache, in seconds."
     )
 
+    session_lease_s: Seconds = Field(
+        3.0,
+        description="Time after which a silent orchestrator's sessions are others', in seconds.",
+    )
+    session_ttl_s: Seconds = Field(
+        86_400.0, description="Time a session is kept after its last step, in seconds."
+    )
+    session_patience_s: Seconds = Field(
+        10.0, description="Time a committed step waits for a store that is away, in seconds."
+    )
+
     feedback_sample_rate: float = Field(
         0.0,
         ge=0,
@@ -96,6 +108,11 @@ class OrchestratorSettings(ServerSettings):
             self.feedback_max_target_inflight,
             self.feedback_seed,
         )
+
+    @property
+    def session_rules(self) -> SessionRules:
+        """The times of sessions."""
+        return SessionRules(self.session_lease_s, self.session_ttl_s, self.session_patience_s)
 
     @property
     def caps(self) -> Caps:
@@ -138,6 +155,17 @@ class OrchestratorSettings(ServerSettings):
                     f"{variable_of(needed)}: is not set, but {variable_of('feedback_sample_rate')} "
                     f"is {self.feedback_sample_rate:g}; set it, or the rate to 0"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _sessions_outlive_answers(self) -> Self:
+        # A Redis that is full drops what is nearest to its end.
+        if self.store_url is not None and self.session_ttl_s < self.prefix_cache_ttl_s:
+            raise ValueError(
+                f"{variable_of('session_ttl_s')}: expected at least "
+                f"{variable_of('prefix_cache_ttl_s')} ({self.prefix_cache_ttl_s:g}), so that a "
+                f"full Redis drops answers before sessions, got {self.session_ttl_s:g}"
+            )
         return self
 
     @model_validator(mode="after")

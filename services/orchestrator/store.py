@@ -16,12 +16,23 @@ _ENTRY_BYTES = 300
 class Store(Protocol):
     """Keeps bytes by key for a while. It may forget any of them earlier."""
 
-    async def get(self, key: bytes) -> bytes | None:
+    async def find(self, key: bytes) -> bytes | None:
         """Returns what was put under `key`, unless it was forgotten."""
+        ...
+
+    async def claim(self, key: bytes) -> bytes | bool:
+        """Returns what was put under `key`, else whether it is now the asker's to find out.
+
+        False means that another orchestrator is at it. A claim ends with `put` or `release`.
+        """
         ...
 
     async def put(self, key: bytes, value: bytes, ttl_s: float) -> None:
         """Keeps `value` for at most `ttl_s` seconds."""
+        ...
+
+    async def release(self, key: bytes) -> None:
+        """Ends a claim that has come to nothing."""
         ...
 
 
@@ -33,7 +44,10 @@ class _Entry:
 
 
 class MemoryStore:
-    """Keeps entries in this process, within a bound; the least recently used go first."""
+    """Keeps entries in this process, within a bound; the least recently used go first.
+
+    Nobody else sees it, so every claim is granted.
+    """
 
     def __init__(self, max_bytes: int, clock: Clock = time.monotonic) -> None:
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
@@ -41,7 +55,7 @@ class MemoryStore:
         self._clock = clock
         self.size_bytes = 0
 
-    async def get(self, key: bytes) -> bytes | None:
+    async def find(self, key: bytes) -> bytes | None:
         """Returns what was put under `key`, unless it is too old or was pushed out."""
         entry = self._entries.get(key)
         if entry is None:
@@ -51,6 +65,14 @@ class MemoryStore:
             return None
         self._entries.move_to_end(key)
         return entry.value
+
+    async def claim(self, key: bytes) -> bytes | bool:
+        """Returns what was put under `key`, else True."""
+        answer = await self.find(key)
+        return True if answer is None else answer
+
+    async def release(self, key: bytes) -> None:
+        """Does nothing: there is nobody to tell."""
 
     async def put(self, key: bytes, value: bytes, ttl_s: float) -> None:
         """Keeps `value`, pushing out others; one that is larger than the bound is not kept."""

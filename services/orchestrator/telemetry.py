@@ -22,7 +22,8 @@ _PHASES: Final = ("draft", "decision", "target", "orchestrator")
 _OUTCOMES: Final = ("kept", "discarded", "cancelled", "prefilled", "cached", "shadow")
 _FEEDBACK_RESULTS: Final = ("written", "no_room", "failed")
 _CACHE_RESULTS: Final = ("hit", "shared", "miss", "bypass")
-_STORE_OPERATIONS: Final = ("get", "put")
+_STORE_OPERATIONS: Final = ("get", "put", "session", "feedback")
+_SESSION_RESULTS: Final = ("new", "resumed", "followed", "replayed", "restored", "taken")
 _STORE_BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25)
 _RECENT_WEIGHT: Final = 0.1
 _FEEDBACK_WEIGHT: Final = 0.02  # about the last fifty records
@@ -87,6 +88,33 @@ class StoreMetrics:
         self._up.set(value)
 
 
+class SessionMetrics:
+    """Counts what becomes of solutions that can be resumed."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._sessions = Counter(
+            "arbitrage_sessions",
+            "Calls with a request_id by what their session came to: new, resumed (went on from "
+            "committed steps), followed (another call wrote it), replayed (it had ended), restored "
+            "(Redis had lost it), taken (another call went on with it).",
+            ("result",),
+            registry=registry,
+        )
+        self._held = Gauge(
+            "arbitrage_sessions_held", "Sessions this orchestrator goes on with.", registry=registry
+        )
+        for result in _SESSION_RESULTS:
+            self._sessions.labels(result)
+
+    def count(self, result: str) -> None:
+        """Counts one call."""
+        self._sessions.labels(result).inc()
+
+    def held(self, count: int) -> None:
+        """Says how many leases are held."""
+        self._held.set(count)
+
+
 class SolutionMetrics:
     """Counts what solutions come to, from their events and from what they cost in the end."""
 
@@ -142,15 +170,23 @@ class SolutionMetrics:
             if seconds > 0.0:
                 self._seconds.labels(phase).observe(seconds)
 
-    def observe_ledger(self, ledger: Ledger) -> None:
-        """Counts what a solution that has ended cost, also one that has not finished."""
-        self._seconds.labels("orchestrator").observe(ledger.orchestrator_time_s)
+    def observe_ledger(self, ledger: Ledger, before: Ledger) -> None:
+        """Counts what a solution that has ended cost, also one that has not finished.
+
+        `before` is what it had cost when it was resumed: another orchestrator's to count.
+        """
+        own_s = ledger.orchestrator_time_s - before.orchestrator_time_s
+        self._seconds.labels("orchestrator").observe(max(0.0, own_s))
         for role in ROLES:
             tokens: TokenLedger = getattr(ledger, role)
-            self._tokens.labels(role, "discarded").inc(tokens.discarded_count)
-            self._tokens.labels(role, "cancelled").inc(tokens.cancelled_count)
-            self._tokens.labels(role, "prefilled").inc(tokens.prefill_count)
-            self._tokens.labels(role, "cached").inc(tokens.cached_count)
+            known: TokenLedger = getattr(before, role)
+            for outcome, now, then in (
+                ("discarded", tokens.discarded_count, known.discarded_count),
+                ("cancelled", tokens.cancelled_count, known.cancelled_count),
+                ("prefilled", tokens.prefill_count, known.prefill_count),
+                ("cached", tokens.cached_count, known.cached_count),
+            ):
+                self._tokens.labels(role, outcome).inc(now - then)
 
 
 class RouterMetrics:

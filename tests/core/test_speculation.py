@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -569,3 +570,35 @@ def test_model_time_and_orchestrator_time_make_up_the_whole() -> None:
     assert models_s > 0.0
     assert cost.orchestrator_time_s == pytest.approx(cost.elapsed_s - models_s)
     assert sum(c.target_time_s for c in commits(events)) == pytest.approx(cost.target.time_s)
+
+
+policies = st.one_of(
+    st.builds(ArbitragePolicy, st.floats(0, 1, allow_nan=False, width=32)),
+    st.builds(RandomPolicy, st.floats(0, 1, allow_nan=False), st.integers(0, 9)),
+    st.builds(TargetOnlyPolicy),
+)
+
+
+@given(pools, policies, st.integers(1, 5), st.integers(1, 3), st.data())
+async def test_a_solution_that_goes_on_elsewhere_ends_as_if_it_had_never_stopped(
+    pool: list[PoolStep], policy: Policy, max_steps: int, max_target_steps: int, data: st.DataObject
+) -> None:
+    budgets = Budgets(max_steps=max_steps, max_tokens=17, max_target_steps=max_target_steps)
+    request = SolutionRequest("p", policy, budgets)
+    whole = await events_of(request, PoolWorld(pool).models)
+    steps = [event for event in whole if isinstance(event, StepCommitted)]
+    known = data.draw(st.integers(0, len(steps)))
+    ledger = Ledger()
+    # What the first part had cost when it stopped.
+    begun = generate_solution(request, PoolWorld(pool).models, FakeClock(), ledger=ledger)
+    async with aclosing(begun) as events:
+        while ledger.step_count < known:
+            await anext(events)
+        ledger = deepcopy(ledger)
+    rest = generate_solution(
+        request, PoolWorld(pool).models, FakeClock(), ledger=ledger, committed=steps[:known]
+    )
+    async with aclosing(rest) as events:
+        again = [event async for event in events]
+    assert again == whole[len(whole) - len(again) :]
+    assert [event for event in again if isinstance(event, StepCommitted)] == steps[known:]

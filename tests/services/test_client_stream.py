@@ -30,7 +30,7 @@ from arbitrage.core.errors import (
     TargetUnavailable,
     ThresholdOutOfRange,
 )
-from arbitrage.core.events import DraftProposed, Event, Finished, StepCommitted
+from arbitrage.core.events import DraftProposed, Event, Finished, StepCommitted, TokenDelta
 from arbitrage.core.limits import Budgets
 from arbitrage.core.steps import Source, StopReason
 from arbitrage.v1 import orchestrator_pb2 as api
@@ -197,12 +197,83 @@ def test_retries_come_to_an_end() -> None:
     assert len(orchestrator.requests) == 2
 
 
-def test_a_call_is_not_made_again_after_its_first_event() -> None:
-    lost = Refusal(grpc.StatusCode.UNAVAILABLE, "no target answered", "TARGET_UNAVAILABLE")
-    script = (proposed(0, "14 + 8 = 22."), lost)
-    with talking_to(script, SOLUTION) as (orchestrator, client), pytest.raises(TargetUnavailable):
-        client.solve("1 + 1?")
-    assert len(orchestrator.requests) == 1
+NO_SESSIONS = Refusal(
+    grpc.StatusCode.FAILED_PRECONDITION, "no session store", "SESSION_STORE_UNAVAILABLE"
+)
+LOST = Refusal(grpc.StatusCode.UNAVAILABLE, "no target answered", "TARGET_UNAVAILABLE")
+
+
+def test_without_sessions_a_call_is_not_made_again_after_its_first_event() -> None:
+    script = (proposed(0, "14 + 8 = 22."), LOST)
+    with talking_to((NO_SESSIONS,), script, SOLUTION) as (orchestrator, client):
+        stream = client.stream("p")
+        next(stream)
+        with pytest.raises(TargetUnavailable):
+            next(stream)
+        asked = [request.HasField("request_id") for request in orchestrator.requests]
+        assert asked == [True, False]
+        # What it has learnt of the deployment, it remembers.
+        client.solve("p")
+        assert not orchestrator.requests[-1].HasField("request_id")
+
+
+def test_a_stream_that_breaks_is_resumed_after_the_steps_that_came() -> None:
+    first: list[Line] = [*SOLUTION[:3], LOST]
+    with talking_to(first, SOLUTION[2:]) as (orchestrator, client):
+        events = list(client.stream("p"))
+    assert [type(event) for event in events] == [
+        DraftProposed,
+        StepCommitted,
+        DraftProposed,
+        StepCommitted,
+        Finished,
+    ]
+    begun, resumed = orchestrator.requests
+    assert resumed.resume_after_step == 1
+    assert resumed.request_id == begun.request_id != ""
+
+
+def test_text_that_was_streamed_is_not_streamed_again() -> None:
+    def delta(text: str) -> api.GenerateSolutionResponse:
+        return api.GenerateSolutionResponse(
+            token_delta=api.TokenDelta(source=trajectory_pb2.SOURCE_DRAFT, text=text)
+        )
+
+    first = (delta("14 "), delta("+ 8"), LOST)
+    again = (delta("14 + "), delta("8 = 22."), *SOLUTION)
+    with talking_to(first, again) as (_, client):
+        events = list(client.stream("p", stream_text=True))
+    texts = [event.text for event in events if isinstance(event, TokenDelta)]
+    assert texts == ["14 ", "+ 8", " = 22."]
+
+
+def test_a_step_is_asked_for_again_once() -> None:
+    broken: list[Line] = [*SOLUTION[:3], LOST]
+    with talking_to(broken, (SOLUTION[2], LOST), SOLUTION[2:]) as (orchestrator, client):
+        stream = client.stream("p")
+        with pytest.raises(TargetUnavailable):
+            list(stream)
+    assert len(orchestrator.requests) == 2
+
+
+def test_a_stream_is_resumed_at_the_next_address() -> None:
+    with (
+        serving(ScriptedOrchestrator((*SOLUTION[:2], LOST))) as one,
+        serving(ScriptedOrchestrator(SOLUTION[2:], SOLUTION)) as other,
+        ArbitrageClient([one.address, other.address]) as client,
+    ):
+        solution = client.solve("p")
+        assert len(solution.steps) == 2
+        assert other.requests[0].resume_after_step == 1
+        # The one that answered last is asked first.
+        list(client.stream("p"))
+    assert len(one.requests) == 1
+
+
+def test_a_step_that_comes_out_of_order_is_a_defect_of_the_server() -> None:
+    with talking_to((SOLUTION[3], finished())) as (_, client), pytest.raises(Internal) as raised:
+        client.solve("p")
+    assert "step 1 where 0 was next" in str(raised.value)
 
 
 def test_an_overloaded_server_is_not_asked_again() -> None:

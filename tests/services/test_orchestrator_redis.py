@@ -13,11 +13,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis import Redis
 
-from services.orchestrator.redis_store import RedisStore, opened_redis, redacted
+from services.orchestrator.redis_link import opened_redis, redacted
+from services.orchestrator.redis_store import RedisStore
 from services.orchestrator.telemetry import StoreMetrics
 from services.rpc.program import StartError
 from tests.services.redis_servers import RedisServer, free_port, redis_server
-from tests.services.running import House, Solution, asking, committed, solution
+from tests.services.running import House, Solution, asking, committed, solution, until
 
 
 @pytest.fixture
@@ -29,15 +30,15 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 @asynccontextmanager
 async def store_at(url: str) -> AsyncIterator[tuple[RedisStore, CollectorRegistry]]:
     registry = CollectorRegistry()
-    async with opened_redis(url, StoreMetrics(registry)) as store:
-        yield store, registry
+    async with opened_redis(url, StoreMetrics(registry)) as link:
+        yield RedisStore(link), registry
 
 
 async def test_what_one_orchestrator_puts_another_finds(server: RedisServer) -> None:
     async with store_at(server.url) as (one, _), store_at(server.url) as (other, _):
-        assert await other.get(b"key") is None
+        assert await other.find(b"key") is None
         await one.put(b"key", b"\x00value", ttl_s=60.0)
-        assert await other.get(b"key") == b"\x00value"
+        assert await other.find(b"key") == b"\x00value"
 
 
 async def test_every_entry_has_its_time_to_live(server: RedisServer) -> None:
@@ -45,7 +46,7 @@ async def test_every_entry_has_its_time_to_live(server: RedisServer) -> None:
         await store.put(b"key", b"value", ttl_s=60.0)
         await store.put(b"short", b"value", ttl_s=0.0001)
         await asyncio.sleep(0.05)
-        assert await store.get(b"short") is None
+        assert await store.find(b"short") is None
 
     def times() -> list[int]:
         with Redis(port=server.port) as client:
@@ -61,17 +62,17 @@ async def test_a_server_that_dies_is_passed_by_and_used_again_when_it_is_back(
     async with store_at(server.url) as (store, registry):
         await store.put(b"key", b"value", 60.0)
         await asyncio.to_thread(server.kill)
-        assert await store.get(b"key") is None
+        assert await store.find(b"key") is None
         await store.put(b"key", b"value", 60.0)
         assert registry.get_sample_value("arbitrage_store_up") == 0
         # One question met the failure; the next was not asked.
         assert _failures(registry) == 1
         await asyncio.to_thread(server.start)
         async with asyncio.timeout(20):
-            while await store.get(b"key") is None:
+            while await store.find(b"key") is None:
                 await store.put(b"key", b"again", 60.0)
                 await asyncio.sleep(0.05)
-        assert await store.get(b"key") == b"again"
+        assert await store.find(b"key") == b"again"
         assert registry.get_sample_value("arbitrage_store_up") == 1
 
 
@@ -81,9 +82,9 @@ async def test_a_server_that_hangs_costs_one_wait_and_not_one_for_each(server: R
         assert server.process is not None
         server.process.send_signal(signal.SIGSTOP)
         try:
-            assert await asyncio.gather(*(store.get(b"key") for _ in range(20))) == [None] * 20
+            assert await asyncio.gather(*(store.find(b"key") for _ in range(20))) == [None] * 20
             for _ in range(20):
-                assert await store.get(b"key") is None
+                assert await store.find(b"key") is None
         finally:
             server.process.send_signal(signal.SIGCONT)
         # The twenty that went together; none of those after them was asked.
@@ -97,23 +98,24 @@ async def test_a_full_server_is_not_written_to_and_still_read(tmp_path: Path) ->
             for number in range(10):
                 await store.put(b"%d" % number, b"x" * 1_000_000, 60.0)
             assert registry.get_sample_value("arbitrage_store_failures_total", {"operation": "put"})
-            assert await store.get(b"first") == b"value"
+            assert await store.find(b"first") == b"value"
             assert registry.get_sample_value("arbitrage_store_up") == 1
 
 
 async def test_a_server_that_is_away_is_no_reason_not_to_start() -> None:
     async with store_at(f"redis://127.0.0.1:{free_port()}") as (store, _):
         await store.put(b"key", b"value", 60.0)
-        assert await store.get(b"key") is None
+        assert await store.find(b"key") is None
 
 
 async def test_a_user_with_few_rights_is_enough_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
-    acl = "--user orchestrator on >secret ~arbitrage:* -@all +get +set +ping --user default off"
+    rights = "~arbitrage:* -@all +get +set +del +eval +evalsha +ping"
+    acl = f"--user orchestrator on >secret {rights} --user default off"
     with redis_server(tmp_path, *acl.split()) as guarded:
         address = f"127.0.0.1:{guarded.port}"
         async with store_at(f"redis://orchestrator:secret@{address}") as (store, _):
             await store.put(b"key", b"value", 60.0)
-            assert await store.get(b"key") == b"value"
+            assert await store.find(b"key") == b"value"
         with pytest.raises(StartError, match="refuses user or password") as refused:
             async with store_at(f"redis://orchestrator:wrong-one@{address}"):
                 pass
@@ -131,7 +133,7 @@ async def test_sentinels_name_the_primary(tmp_path: Path, server: RedisServer) -
     try:
         async with store_at(f"redis+sentinel://127.0.0.1:{port}/main") as (store, _):
             await store.put(b"key", b"value", 60.0)
-            assert await store.get(b"key") == b"value"
+            assert await store.find(b"key") == b"value"
     finally:
         await asyncio.to_thread(sentinel.kill)
 
@@ -141,7 +143,7 @@ async def test_a_cluster_keeps_each_key_where_its_slot_is(tmp_path: Path) -> Non
         await asyncio.to_thread(_give_all_slots, node)
         async with store_at(f"redis+cluster://127.0.0.1:{node.port}") as (store, _):
             await store.put(b"key", b"value", 60.0)
-            assert await store.get(b"key") == b"value"
+            assert await store.find(b"key") == b"value"
 
 
 @pytest.mark.parametrize(
@@ -163,18 +165,63 @@ def test_a_url_is_shown_without_its_secrets() -> None:
     assert redacted("rediss+sentinel://u:p@a:1,b:2/main") == "rediss+sentinel://a:1,b:2/main"
 
 
-async def test_a_problem_that_one_orchestrator_solved_costs_another_one_call_for_each_role(
+async def test_a_problem_that_one_orchestrator_solved_costs_another_no_model_call(
     server: RedisServer,
 ) -> None:
     one = House(settings={"store_url": server.url})
     other = House(settings={"store_url": server.url})
     async with one.open() as stub, other.open() as second:
         known = await solution(stub, asking())
+        await asyncio.sleep(0.5)  # it asks the draft what it is
         again = await solution(second, asking())
     assert _texts(again) == _texts(known)
-    # It learns the draft's revision from the first step, and finds the others.
-    assert len(other.draft.requests) == 1
+    assert len(other.draft.requests) == 0
     assert len(one.draft.requests) > 1
+
+
+async def test_equal_calls_of_two_orchestrators_make_one(server: RedisServer) -> None:
+    one = House(settings={"store_url": server.url})
+    other = House(settings={"store_url": server.url})
+    async with one.open() as stub, other.open() as second:
+        one.draft.may_answer.clear()
+        other.draft.may_answer.clear()
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(solution(stub, asking()))
+            await until(lambda: one.draft.call_count == 1)
+            again = group.create_task(solution(second, asking()))
+            await asyncio.sleep(0.3)
+            assert other.draft.call_count == 0
+            one.draft.may_answer.set()
+            other.draft.may_answer.set()
+    assert _texts(first.result()) == _texts(again.result())
+
+
+async def test_the_claim_of_an_orchestrator_that_dies_is_free_after_a_moment(
+    server: RedisServer,
+) -> None:
+    async with store_at(server.url) as (one, _), store_at(server.url) as (other, _):
+        assert await one.claim(b"key") is True
+        assert await other.claim(b"key") is False
+        # Nobody renews it.
+        async with asyncio.timeout(20):
+            while await other.claim(b"key") is False:  # noqa: ASYNC110 - no event tells of it
+                await asyncio.sleep(0.05)
+        # What the slow one finds out in the end is an answer like any other.
+        await one.put(b"key", b"value", 60.0)
+        assert await other.claim(b"key") == b"value"
+
+
+async def test_a_claim_that_is_renewed_lasts_and_one_that_is_given_up_is_free(
+    server: RedisServer,
+) -> None:
+    async with store_at(server.url) as (one, _), store_at(server.url) as (other, _):
+        assert await one.claim(b"key") is True
+        renewing = asyncio.create_task(one.keep_claims())
+        await asyncio.sleep(2.5)
+        assert await other.claim(b"key") is False
+        renewing.cancel()
+        await one.release(b"key")
+        assert await other.claim(b"key") is True
 
 
 async def test_requests_go_on_while_redis_is_away(server: RedisServer) -> None:
