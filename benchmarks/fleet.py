@@ -8,14 +8,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc.aio
-
 from arbitrage.core.errors import DraftUnavailable, TargetUnavailable
 from arbitrage.core.ports import Models
 from services.cli import fleet as processes
 from services.cli.plan import ANY_PORTS, FleetPlan
 from services.engines.packs import Pack, find_pack
-from services.rpc.clients import GrpcGenerator, GrpcRouter, GrpcScorer, open_channel
+from services.rpc.clients import GrpcGenerator, GrpcRouter, GrpcScorer
+from services.rpc.pool import Pool, opened_pool
 
 PACK = "tiny"
 
@@ -45,14 +44,14 @@ async def connected_models(fleet: Fleet) -> AsyncIterator[tuple[Models, GrpcRout
     """Connects to the four model services, for a benchmark that runs the loop itself."""
     async with AsyncExitStack() as stack:
 
-        async def channel(role: str) -> grpc.aio.Channel:
-            return await stack.enter_async_context(open_channel(fleet.addresses[role]))
+        async def pool(role: str) -> Pool:
+            return await stack.enter_async_context(opened_pool(role, fleet.addresses[role]))
 
-        router = GrpcRouter(await channel("router"))
+        router = GrpcRouter(await pool("router"))
         models = Models(
-            draft=GrpcGenerator(await channel("draft"), DraftUnavailable),
-            target=GrpcGenerator(await channel("target"), TargetUnavailable),
-            prm=GrpcScorer(await channel("prm")),
+            draft=GrpcGenerator(await pool("draft"), DraftUnavailable),
+            target=GrpcGenerator(await pool("target"), TargetUnavailable),
+            prm=GrpcScorer(await pool("prm")),
             router=router,
         )
         yield models, router

@@ -8,8 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc.aio
-
 from arbitrage.core.errors import ArbitrageError, DraftUnavailable, TargetUnavailable
 from arbitrage.core.ports import Models
 from arbitrage.core.steps import ModelIdentity
@@ -20,7 +18,8 @@ from services.cli.fleet import running_fleet
 from services.cli.plan import ANY_PORTS, MODEL_ROLES, FleetPlan
 from services.engines.packs import PackError, find_pack
 from services.rpc.calls import CallLimits
-from services.rpc.clients import GrpcGenerator, GrpcRouter, GrpcScorer, open_channel
+from services.rpc.clients import GrpcGenerator, GrpcRouter, GrpcScorer
+from services.rpc.pool import opened_pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +50,14 @@ async def connected(services: Services) -> AsyncIterator[Connection]:
     async with AsyncExitStack() as stack:
         addresses = await stack.enter_async_context(_addresses(services))
         limits = CallLimits(services.call_timeout_s, grace_s=10.0)
-        channels: dict[str, grpc.aio.Channel] = {
-            role: await stack.enter_async_context(open_channel(address))
+        pools = {
+            role: await stack.enter_async_context(opened_pool(role, address))
             for role, address in addresses.items()
         }
-        draft = GrpcGenerator(channels["draft"], DraftUnavailable, limits)
-        target = GrpcGenerator(channels["target"], TargetUnavailable, limits)
-        prm = GrpcScorer(channels["prm"], limits)
-        router = GrpcRouter(channels["router"], limits) if "router" in channels else None
+        draft = GrpcGenerator(pools["draft"], DraftUnavailable, limits)
+        target = GrpcGenerator(pools["target"], TargetUnavailable, limits)
+        prm = GrpcScorer(pools["prm"], limits)
+        router = GrpcRouter(pools["router"], limits) if "router" in pools else None
         try:
             draft_model = await draft.describe()
             target_model = await target.describe()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -32,9 +31,10 @@ from services.orchestrator.telemetry import (
     TargetDemand,
     register_admission,
 )
+from services.rpc.background import in_background
 from services.rpc.feedback_log import FeedbackLog
 from services.rpc.program import Program, main
-from services.rpc.telemetry import Telemetry
+from services.rpc.telemetry import PoolMetrics, Telemetry
 
 
 @asynccontextmanager
@@ -52,7 +52,7 @@ async def build(
         opened_link(settings, store_metrics) as link,
         opened_cache(settings, link, registry) as cache,
         opened_sessions(settings, link, session_metrics) as sessions,
-        connected_models(settings, cache, demand, router_metrics) as models,
+        connected_models(settings, cache, demand, router_metrics, PoolMetrics(registry)) as models,
         watched_revisions(cache, models),
     ):
         rules = RequestRules(settings.caps, settings.default_budgets, models.policies)
@@ -119,17 +119,6 @@ async def watched_revisions(cache: PrefixCache | None, models: RemoteModels) -> 
         return
     async with in_background(cache.watch(models.describes)):
         yield
-
-
-@asynccontextmanager
-async def in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Runs endless work for as long as the block is open."""
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(work)
-        try:
-            yield
-        finally:
-            task.cancel()
 
 
 @asynccontextmanager

@@ -26,14 +26,10 @@ from services.orchestrator.cached_models import CachedGenerator, CachedScorer
 from services.orchestrator.prefix_cache import PrefixCache
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.telemetry import CountedTarget, RouterMetrics, TargetDemand
-from services.rpc.clients import (
-    GrpcGenerator,
-    GrpcRouter,
-    GrpcScorer,
-    open_channel,
-    wait_until_serving,
-)
+from services.rpc.clients import GrpcGenerator, GrpcRouter, GrpcScorer
+from services.rpc.pool import Pool, open_channel, opened_pool
 from services.rpc.program import StartError
+from services.rpc.telemetry import ROLES, PoolMetrics
 
 _log = logging.getLogger(__name__)
 _AGAIN_S = 0.5
@@ -116,8 +112,9 @@ async def connected_models(
     cache: PrefixCache | None,
     demand: TargetDemand,
     router_metrics: RouterMetrics,
+    pool_metrics: PoolMetrics,
 ) -> AsyncIterator[RemoteModels]:
-    """Opens a channel per role, and closes them on the way out.
+    """Opens a pool per role, and closes them on the way out.
 
     Returns once draft and target are serving; PRM and router may come later.
 
@@ -125,31 +122,33 @@ async def connected_models(
         StartError: draft and target do not end their steps with the same text.
     """
     limits = settings.call_limits
+
+    def open_one(address: str, name: str) -> grpc.aio.Channel:
+        return open_channel(address, name, settings.max_message_mib)
+
     async with AsyncExitStack() as stack:
-        channels = {}
-        for role in ("draft", "target", "prm", "router"):
+        pools = {}
+        for role in ROLES:
             address = getattr(settings, f"{role}_address")
             if address is not None:
-                channel = open_channel(address, settings.max_message_mib)
-                channels[role] = await stack.enter_async_context(channel)
+                opened = opened_pool(
+                    role, address, open_one, pool_metrics, settings.resolve_interval_s
+                )
+                pools[role] = await stack.enter_async_context(opened)
         router = None
-        if "router" in channels:
-            router = GrpcRouter(channels["router"], limits, router_metrics.count_truncated)
+        if "router" in pools:
+            router = GrpcRouter(pools["router"], limits, router_metrics.count_truncated)
         models = RemoteModels(
-            draft=GrpcGenerator(channels["draft"], DraftUnavailable, limits),
-            target=GrpcGenerator(channels["target"], TargetUnavailable, limits),
-            prm=GrpcScorer(channels["prm"], limits) if "prm" in channels else None,
+            draft=GrpcGenerator(pools["draft"], DraftUnavailable, limits),
+            target=GrpcGenerator(pools["target"], TargetUnavailable, limits),
+            prm=GrpcScorer(pools["prm"], limits) if "prm" in pools else None,
             router=router,
             cache=cache,
             demand=demand,
         )
         async with asyncio.TaskGroup() as group:
             separators = {
-                role: group.create_task(
-                    _separator(
-                        role, getattr(settings, f"{role}_address"), channels[role], generator
-                    )
-                )
+                role: group.create_task(_separator(pools[role], generator))
                 for role, generator in (("draft", models.draft), ("target", models.target))
             }
         draft, target = separators["draft"].result(), separators["target"].result()
@@ -161,15 +160,13 @@ async def connected_models(
         yield models
 
 
-async def _separator(
-    role: str, address: str, channel: grpc.aio.Channel, generator: GrpcGenerator
-) -> str:
+async def _separator(pool: Pool, generator: GrpcGenerator) -> str:
     """Waits until a generator is serving, and returns the text that ends its steps."""
     service = generator_pb2.DESCRIPTOR.services_by_name["GeneratorService"].full_name
     while True:
-        await wait_until_serving(channel, service, f"the {role} at {address}")
+        await pool.wait_until_serving(service)
         try:
             return await generator.separator()
         except ModelUnavailable as error:
-            _log.warning("the %s at %s went away again: %s", role, address, error)
+            _log.warning("the %s at %s went away again: %s", pool.role, pool.address, error)
             await asyncio.sleep(_AGAIN_S)

@@ -26,10 +26,18 @@ class OrchestratorSettings(ServerSettings):
     """
 
     port: Port = Field(50050, description="Port of the gRPC server; 0 takes a free one.")
-    draft_address: Address = Field(description="host:port of the draft.")
-    target_address: Address = Field(description="host:port of the target.")
-    prm_address: Address | None = Field(None, description="host:port of the PRM.")
-    router_address: Address | None = Field(None, description="host:port of the router.")
+    draft_address: Address = Field(
+        description="Where the draft is: host:port, several of them, or file:///path."
+    )
+    target_address: Address = Field(
+        description="Where the target is: host:port, several of them, or file:///path."
+    )
+    prm_address: Address | None = Field(
+        None, description="Where the PRM is: host:port, several of them, or file:///path."
+    )
+    router_address: Address | None = Field(
+        None, description="Where the router is: host:port, several of them, or file:///path."
+    )
 
     max_steps: PositiveCount = Field(256, description="Most steps a request may ask for.")
     max_tokens: PositiveCount = Field(32_768, description="Most tokens it may ask for.")
@@ -49,6 +57,9 @@ class OrchestratorSettings(ServerSettings):
     router_fallback: RouterFallback = Field(
         RouterFallback.ACCEPT_DRAFT,
         description="What becomes of a draft step that the router cannot judge.",
+    )
+    resolve_interval_s: Seconds = Field(
+        2.0, description="How often the replicas of a model are looked up, in seconds."
     )
     max_concurrency: PositiveCount = Field(64, description="Solutions that run together.")
     max_queue: int = Field(256, ge=0, description="Solutions that may wait; more are refused.")

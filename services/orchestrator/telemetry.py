@@ -15,9 +15,8 @@ from arbitrage.core.ledger import Ledger, TokenLedger
 from arbitrage.core.ports import Clock, Generator, RouterDescription, StepRequest
 from arbitrage.core.steps import GeneratedStep, ModelIdentity, Score, Source
 from services.orchestrator.admission import Admission
-from services.rpc.telemetry import SECONDS_BUCKETS
+from services.rpc.telemetry import ROLES, SECONDS_BUCKETS
 
-ROLES: Final = ("draft", "target", "prm", "router")
 _PHASES: Final = ("draft", "decision", "target", "orchestrator")
 _OUTCOMES: Final = ("kept", "discarded", "cancelled", "prefilled", "cached", "shadow")
 _FEEDBACK_RESULTS: Final = ("written", "no_room", "failed")

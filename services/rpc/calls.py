@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from hashlib import blake2b
+from typing import Any, TypeVar
 
 import grpc.aio
 from google.protobuf.message import Message
@@ -18,10 +20,12 @@ from arbitrage.core.errors import (
     Internal,
     InvalidRequest,
     ModelUnavailable,
+    NotServing,
     Overloaded,
     Unavailable,
 )
 from arbitrage.status import from_rpc_error
+from services.rpc.pool import Pool, Replica
 
 _OVERLOADED_REPEATS = 3
 # A model that is overloaded and says 0 s is not asked again in a busy loop.
@@ -47,24 +51,32 @@ DEFAULT_LIMITS = CallLimits()
 
 
 class ModelCall:
-    """One question to a model: how long it may take, whether it is asked again, what it ends with.
+    """One question to a role: who is asked, how long it may take, what it ends with.
 
-    `limit_s` bounds it as it does any call; `own_limit_s` is what its request's time allows.
-    A model that is overloaded is asked again when it says, a few times and within that time.
+    `key` is what keeps a request to one replica. `limit_s` bounds the call as it does any;
+    `own_limit_s` is what its request's time allows. Where a replica fails, another is asked, within
+    the pool's budget. Where all are overloaded, they are asked again when they say, a few times and
+    within that time.
     """
 
     def __init__(
         self,
+        pool: Pool,
+        key: bytes,
         unavailable: type[ModelUnavailable],
         limit_s: float,
         own_limit_s: float | None = None,
     ) -> None:
+        self._pool = pool
+        self._key = key
         self._unavailable = unavailable
         self._role = unavailable.__name__.removesuffix("Unavailable").lower()
         self._is_bound_by_request = own_limit_s is not None and own_limit_s < limit_s
         bound_s = limit_s if own_limit_s is None else min(limit_s, own_limit_s)
         self._deadline_s = time.monotonic() + bound_s
         self._repeats_left = _OVERLOADED_REPEATS
+        self._tried: list[Replica] = []
+        pool.began()
 
     def timeout_s(self) -> float:
         """Returns the seconds the model has for its answer.
@@ -77,17 +89,52 @@ class ModelCall:
             raise DeadlineExceeded(f"the time limit was over before the {self._role} was asked")
         return left_s
 
+    @contextmanager
+    def replica(self) -> Iterator[Replica]:
+        """Holds the replica to ask now.
+
+        Raises:
+            ModelUnavailable: there is none.
+        """
+        chosen = self._pool.choose(self._key, self._tried)
+        if chosen is None:
+            raise self._unavailable(
+                f"no replica of the {self._role} at {self._pool.address} serves"
+            )
+        self._tried.append(chosen)
+        chosen.inflight_count += 1
+        try:
+            yield chosen
+        finally:
+            chosen.inflight_count -= 1
+
     async def failed(self, error: grpc.aio.AioRpcError, *, may_repeat: bool = True) -> None:
         """Returns when the question may be asked again.
 
         Raises:
             ArbitrageError: it may not; what the failure means for the request.
         """
-        wait_s = self._repeat_after_s(error) if may_repeat else None
-        if wait_s is None:
-            raise self._typed(error) from error
-        self._repeats_left -= 1
-        await asyncio.sleep(wait_s)
+        known = from_rpc_error(error, self._unavailable)
+        if isinstance(known, Overloaded):
+            if may_repeat and self._pool.choose(self._key, self._tried) is not None:
+                return
+            wait_s = self._repeat_after_s(known) if may_repeat else None
+            if wait_s is not None:
+                self._repeats_left -= 1
+                self._tried.clear()
+                await asyncio.sleep(wait_s)
+                return
+        elif isinstance(known, Unavailable | Cancelled) or (
+            isinstance(known, DeadlineExceeded) and not self._is_bound_by_request
+        ):
+            # It is gone, stops, or hangs: a server that stops cancels its calls.
+            self._pool.eject(self._tried[-1])
+            has_another = self._pool.choose(self._key, self._tried) is not None
+            # One that refuses because it stops has done no work: asking another costs nothing.
+            is_free = isinstance(known, NotServing)
+            if may_repeat and has_another and (is_free or self._pool.may_retry()):
+                return
+        raise self._typed(known) from error
 
     def answer(self, convert: Callable[[MessageT], ValueT], message: MessageT) -> ValueT:
         """Returns the core value of the model's answer.
@@ -100,15 +147,13 @@ class ModelCall:
         except (InvalidRequest, Internal) as error:
             raise Internal(f"{self._role}: its answer cannot be used: {error}") from error
 
-    def _repeat_after_s(self, error: grpc.aio.AioRpcError) -> float | None:
-        known = from_rpc_error(error, self._unavailable)
-        if not isinstance(known, Overloaded) or not self._repeats_left:
+    def _repeat_after_s(self, overloaded: Overloaded) -> float | None:
+        if not self._repeats_left:
             return None
-        wait_s = max(_LEAST_RETRY_S, known.retry_after_s)
+        wait_s = max(_LEAST_RETRY_S, overloaded.retry_after_s)
         return wait_s if wait_s < self._deadline_s - time.monotonic() else None
 
-    def _typed(self, error: grpc.aio.AioRpcError) -> ArbitrageError:
-        known = from_rpc_error(error, self._unavailable)
+    def _typed(self, known: ArbitrageError) -> ArbitrageError:
         if isinstance(known, DeadlineExceeded) and self._is_bound_by_request:
             # The request's own time was over before the time that any call may take.
             return known
@@ -122,14 +167,24 @@ class ModelCall:
 
 
 async def asked(
-    call: ModelCall, method: Callable[..., Awaitable[MessageT]], request: Message
-) -> MessageT:
+    call: ModelCall,
+    stub: Callable[[grpc.aio.Channel], Any],
+    method: str,
+    request: Message,
+) -> Any:
     """Returns a model's one answer; raises as `ModelCall.failed` does."""
     while True:
-        try:
-            return await method(request, timeout=call.timeout_s())
-        except grpc.aio.AioRpcError as error:
-            await call.failed(error)
+        with call.replica() as replica:
+            try:
+                return await getattr(replica.stub(stub), method)(request, timeout=call.timeout_s())
+            except grpc.aio.AioRpcError as error:
+                failure = error
+        await call.failed(failure)
+
+
+def key_of(problem: str) -> bytes:
+    """Returns what keeps all steps of a problem on one replica."""
+    return blake2b(problem.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def left_s(deadline_s: float | None) -> float | None:

@@ -1,21 +1,19 @@
 """Models behind gRPC, as the algorithm's ports.
 
-One channel per role; every call has a deadline; closing a step's iterator cancels its call. What
-goes wrong on the way is the role's `ModelUnavailable`; what the model refuses keeps its reason.
-An overloaded model is asked again a few times, and counts as unavailable after that.
+One pool of replicas per role; every call has a deadline; closing a step's iterator cancels its
+call. What goes wrong on the way is the role's `ModelUnavailable`; what the model refuses keeps its
+reason. An overloaded model is asked again a few times, and counts as unavailable after that.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
+from typing import Any
 
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from arbitrage.core.errors import (
     ModelUnavailable,
@@ -32,7 +30,7 @@ from arbitrage.v1 import (
     router_pb2,
     router_pb2_grpc,
 )
-from services.rpc.calls import DEFAULT_LIMITS, CallLimits, ModelCall, asked, left_s
+from services.rpc.calls import DEFAULT_LIMITS, CallLimits, ModelCall, asked, key_of, left_s
 from services.rpc.convert import (
     advantage_from_proto,
     generated_step_from_proto,
@@ -42,12 +40,8 @@ from services.rpc.convert import (
     step_request_to_proto,
     step_to_proto,
 )
+from services.rpc.pool import Pool
 
-_log = logging.getLogger(__name__)
-_MIB = 1 << 20
-_FIRST_WAIT_S = 0.05
-_LONGEST_WAIT_S = 2.0
-_HEALTH_TIMEOUT_S = 2.0
 # A model takes no time limit of 0 s; this one it answers with what the limit means.
 _LEAST_TIME_LIMIT_S = 1e-3
 _SILENCE_TRUST_S = 5.0
@@ -55,52 +49,13 @@ _SILENCE_TRUST_S = 5.0
 _KNOWN_ROUTERS = 8
 
 
-def open_channel(address: str, max_message_mib: int = 16) -> grpc.aio.Channel:
-    """Returns a channel to a model service. It connects when it is first used."""
-    return grpc.aio.insecure_channel(
-        address,
-        options=(
-            ("grpc.max_receive_message_length", max_message_mib * _MIB),
-            ("grpc.max_send_message_length", max_message_mib * _MIB),
-            # By default gRPC waits up to two minutes before it tries a lost server again.
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
-        ),
-    )
-
-
-async def wait_until_serving(channel: grpc.aio.Channel, service: str, what: str) -> None:
-    """Returns once `service` reports SERVING; asks again and again, ever more slowly."""
-    stub = health_pb2_grpc.HealthStub(channel)
-    wait_s, reported = _FIRST_WAIT_S, False
-    while True:
-        try:
-            answer = await stub.Check(
-                health_pb2.HealthCheckRequest(service=service), timeout=_HEALTH_TIMEOUT_S
-            )
-            if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                return
-        except grpc.aio.AioRpcError as error:
-            if wait_s >= _LONGEST_WAIT_S and not reported:
-                _log.warning("still waiting for %s: %s", what, error.code().name)
-                reported = True
-        await asyncio.sleep(wait_s)
-        wait_s = min(_LONGEST_WAIT_S, wait_s * 2)
-
-
 class GrpcGenerator:
     """Writes steps through a generator service."""
 
     def __init__(
-        self,
-        channel: grpc.aio.Channel,
-        unavailable: type[ModelUnavailable],
-        limits: CallLimits = DEFAULT_LIMITS,
+        self, pool: Pool, unavailable: type[ModelUnavailable], limits: CallLimits = DEFAULT_LIMITS
     ) -> None:
-        self._stub: generator_pb2_grpc.GeneratorServiceAsyncStub = (
-            generator_pb2_grpc.GeneratorServiceStub(channel)
-        )
+        self._pool = pool
         self._unavailable = unavailable
         self._limits = limits
 
@@ -108,6 +63,9 @@ class GrpcGenerator:
         self, request: StepRequest
     ) -> AsyncGenerator[str | GeneratedStep, None]:
         """Yields text as it is decoded, where asked for, then exactly one result, last.
+
+        A replica that fails in the middle of a step is made up for by another, whose text is the
+        same where sampling is deterministic: what was yielded already is passed over.
 
         Raises:
             DeadlineExceeded: the request's time limit is over.
@@ -117,33 +75,43 @@ class GrpcGenerator:
         limit_s, own_limit_s, asked_s = request.time_limit_s, None, time.monotonic()
         if limit_s is not None:
             own_limit_s = limit_s + self._limits.grace_s
-        call = ModelCall(self._unavailable, self._limits.timeout_s, own_limit_s)
+        key = key_of(request.trajectory.problem)
+        call = ModelCall(self._pool, key, self._unavailable, self._limits.timeout_s, own_limit_s)
+        told_count = 0
         while True:
-            stream = self._stub.GenerateStep(
-                step_request_to_proto(request), timeout=call.timeout_s()
-            )
-            has_begun = has_result = False
-            try:
-                async for message in stream:
-                    has_begun = True
-                    if message.WhichOneof("event") == "text_delta":
-                        yield message.text_delta
-                    else:
-                        has_result = True
-                        yield call.answer(generated_step_from_proto, message.result)
-                if not has_result:
-                    raise self._unavailable("the generator's stream ended without a step")
-                return
-            except grpc.aio.AioRpcError as error:
-                if has_result:
+            with call.replica() as replica:
+                stub = replica.stub(generator_pb2_grpc.GeneratorServiceStub)
+                stream: Any = stub.GenerateStep(
+                    step_request_to_proto(request), timeout=call.timeout_s()
+                )
+                has_result, behind_count = False, told_count
+                try:
+                    async for message in stream:
+                        if message.WhichOneof("event") == "text_delta":
+                            text = message.text_delta[behind_count:]
+                            behind_count -= min(behind_count, len(message.text_delta))
+                            if text:
+                                told_count += len(text)
+                                yield text
+                        else:
+                            has_result = True
+                            replica.succeeded()
+                            yield call.answer(generated_step_from_proto, message.result)
+                    if not has_result:
+                        raise self._unavailable("the generator's stream ended without a step")
                     return
-                await call.failed(error, may_repeat=not has_begun)
-                if limit_s is not None:
-                    # The wait for an overloaded model has used up some of the request's time.
-                    left_s = limit_s - (time.monotonic() - asked_s)
-                    request = replace(request, time_limit_s=max(_LEAST_TIME_LIMIT_S, left_s))
-            finally:
-                stream.cancel()
+                except grpc.aio.AioRpcError as error:
+                    if has_result:
+                        return
+                    failure = error
+                finally:
+                    stream.cancel()
+            may_repeat = not told_count or request.sampling.is_deterministic
+            await call.failed(failure, may_repeat=may_repeat)
+            if limit_s is not None:
+                # The failed try has used up some of the request's time.
+                left_s = limit_s - (time.monotonic() - asked_s)
+                request = replace(request, time_limit_s=max(_LEAST_TIME_LIMIT_S, left_s))
 
     async def describe(self) -> ModelIdentity:
         """Asks which weights answer.
@@ -162,15 +130,21 @@ class GrpcGenerator:
         return (await self._description()).separator
 
     async def _description(self) -> generator_pb2.GetGeneratorResponse:
-        call = ModelCall(self._unavailable, self._limits.grace_s)
-        return await asked(call, self._stub.GetGenerator, generator_pb2.GetGeneratorRequest())
+        call = ModelCall(self._pool, b"", self._unavailable, self._limits.grace_s)
+        answer: generator_pb2.GetGeneratorResponse = await asked(
+            call,
+            generator_pb2_grpc.GeneratorServiceStub,
+            "GetGenerator",
+            generator_pb2.GetGeneratorRequest(),
+        )
+        return answer
 
 
 class GrpcScorer:
     """Scores steps through a PRM service."""
 
-    def __init__(self, channel: grpc.aio.Channel, limits: CallLimits = DEFAULT_LIMITS) -> None:
-        self._stub: prm_pb2_grpc.PrmServiceAsyncStub = prm_pb2_grpc.PrmServiceStub(channel)
+    def __init__(self, pool: Pool, limits: CallLimits = DEFAULT_LIMITS) -> None:
+        self._pool = pool
         self._limits = limits
 
     async def score_step(
@@ -188,8 +162,14 @@ class GrpcScorer:
             steps=[step_to_proto(step) for step in (*trajectory.steps, candidate)],
             skip_count=len(trajectory.steps),
         )
-        call = ModelCall(PrmUnavailable, self._limits.timeout_s, left_s(deadline_s))
-        answer = await asked(call, self._stub.ScoreSteps, request)
+        call = ModelCall(
+            self._pool,
+            key_of(trajectory.problem),
+            PrmUnavailable,
+            self._limits.timeout_s,
+            left_s(deadline_s),
+        )
+        answer = await asked(call, prm_pb2_grpc.PrmServiceStub, "ScoreSteps", request)
         return call.answer(reward_from_proto, answer)
 
     async def describe(self) -> ModelIdentity:
@@ -198,8 +178,8 @@ class GrpcScorer:
         Raises:
             PrmUnavailable
         """
-        call = ModelCall(PrmUnavailable, self._limits.grace_s)
-        answer = await asked(call, self._stub.GetPrm, prm_pb2.GetPrmRequest())
+        call = ModelCall(self._pool, b"", PrmUnavailable, self._limits.grace_s)
+        answer = await asked(call, prm_pb2_grpc.PrmServiceStub, "GetPrm", prm_pb2.GetPrmRequest())
         return identity_from_proto(answer.model)
 
 
@@ -211,13 +191,11 @@ class GrpcRouter:
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
+        pool: Pool,
         limits: CallLimits = DEFAULT_LIMITS,
         on_truncated: Callable[[int], None] = lambda token_count: None,
     ) -> None:
-        self._stub: router_pb2_grpc.RouterServiceAsyncStub = router_pb2_grpc.RouterServiceStub(
-            channel
-        )
+        self._pool = pool
         self._limits = limits
         self._on_truncated = on_truncated
         self._description: RouterDescription | None = None
@@ -237,8 +215,14 @@ class GrpcRouter:
             steps=[step_to_proto(step) for step in trajectory.steps],
             candidate=draft_text,
         )
-        call = ModelCall(RouterUnavailable, self._limits.timeout_s, left_s(deadline_s))
-        answer = await asked(call, self._stub.EstimateAdvantage, request)
+        call = ModelCall(
+            self._pool,
+            key_of(trajectory.problem),
+            RouterUnavailable,
+            self._limits.timeout_s,
+            left_s(deadline_s),
+        )
+        answer = await asked(call, router_pb2_grpc.RouterServiceStub, "EstimateAdvantage", request)
         score = call.answer(advantage_from_proto, answer)
         self._on_truncated(answer.truncated_token_count)
         if self._description is not None and self._description.model != score.model:
@@ -292,6 +276,10 @@ class GrpcRouter:
         Raises:
             DeadlineExceeded, RouterUnavailable
         """
-        call = ModelCall(RouterUnavailable, self._limits.grace_s, left_s(deadline_s))
-        answer = await asked(call, self._stub.GetRouter, router_pb2.GetRouterRequest())
+        call = ModelCall(
+            self._pool, b"", RouterUnavailable, self._limits.grace_s, left_s(deadline_s)
+        )
+        answer = await asked(
+            call, router_pb2_grpc.RouterServiceStub, "GetRouter", router_pb2.GetRouterRequest()
+        )
         return call.answer(router_from_proto, answer)

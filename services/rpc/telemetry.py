@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from threading import Thread
-from typing import Any
+from typing import Any, Final
 from wsgiref.simple_server import WSGIServer
 
 import grpc
@@ -17,6 +17,7 @@ from grpc_health.v1 import health
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     ProcessCollector,
     start_http_server,
@@ -24,6 +25,7 @@ from prometheus_client import (
 
 from arbitrage.status import CODES
 
+ROLES: Final = ("draft", "target", "prm", "router")
 # Steps take between a millisecond (a cached answer) and minutes (a large model's long step).
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
 
@@ -57,6 +59,47 @@ class RpcMetrics:
         """Counts one call that ended."""
         self._requests.labels(method, code.name).inc()
         self._seconds.labels(method).observe(seconds)
+
+
+class PoolMetrics:
+    """Counts what pools do with their replicas."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._replicas = Gauge(
+            "arbitrage_pool_replicas",
+            "Replicas that are known: ready, or ejected after a failure.",
+            ("role", "state"),
+            registry=registry,
+        )
+        self._retries = Counter(
+            "arbitrage_pool_retries",
+            "Calls that were made again on another replica.",
+            ("role",),
+            registry=registry,
+        )
+        self._ejections = Counter(
+            "arbitrage_pool_ejections",
+            "Times that a replica was left out because it failed.",
+            ("role",),
+            registry=registry,
+        )
+        for role in ROLES:
+            self.show(role, 0, 0)
+            self._retries.labels(role)
+            self._ejections.labels(role)
+
+    def show(self, role: str, ready_count: int, ejected_count: int) -> None:
+        """Says how many replicas there are."""
+        self._replicas.labels(role, "ready").set(ready_count)
+        self._replicas.labels(role, "ejected").set(ejected_count)
+
+    def count_retry(self, role: str) -> None:
+        """Counts a call made again."""
+        self._retries.labels(role).inc()
+
+    def count_ejection(self, role: str) -> None:
+        """Counts a replica left out."""
+        self._ejections.labels(role).inc()
 
 
 class Telemetry:

@@ -33,10 +33,9 @@ from services.rpc.clients import (
     GrpcGenerator,
     GrpcRouter,
     GrpcScorer,
-    open_channel,
-    wait_until_serving,
 )
 from services.rpc.handlers import Context
+from services.rpc.pool import opened_pool
 from services.rpc.server import Listener, RpcServer
 from services.rpc.telemetry import Telemetry
 from tests.services.fakes_engines import FakeGeneratorEngine, FakePrmEngine, FakeRouterEngine
@@ -55,9 +54,9 @@ async def generator_of(
     """Serves an engine and hands over the port that reaches it."""
     async with (
         serving(GENERATOR, GeneratorServicer(engine, 256)) as server,
-        open_channel(server.address) as channel,
+        opened_pool("target", server.address) as pool,
     ):
-        yield GrpcGenerator(channel, TargetUnavailable, limits)
+        yield GrpcGenerator(pool, TargetUnavailable, limits)
 
 
 @asynccontextmanager
@@ -67,9 +66,9 @@ async def router_of(
     """Serves an engine and hands over the port that reaches it."""
     async with (
         serving(ROUTER, RouterServicer(engine)) as server,
-        open_channel(server.address) as channel,
+        opened_pool("target", server.address) as pool,
     ):
-        yield GrpcRouter(channel, limits)
+        yield GrpcRouter(pool, limits)
 
 
 async def items_of(generator: GrpcGenerator, request: StepRequest) -> list[str | GeneratedStep]:
@@ -108,8 +107,8 @@ async def test_closing_a_step_cancels_the_engine() -> None:
 async def test_nobody_at_the_address_is_the_role_that_is_missing(
     role: type[DraftUnavailable | TargetUnavailable],
 ) -> None:
-    async with open_channel(NOBODY) as channel:
-        generator = GrpcGenerator(channel, role)
+    async with opened_pool("target", NOBODY) as pool:
+        generator = GrpcGenerator(pool, role)
         with pytest.raises(role):
             await items_of(generator, REQUEST)
         with pytest.raises(role):
@@ -117,13 +116,13 @@ async def test_nobody_at_the_address_is_the_role_that_is_missing(
 
 
 async def test_missing_judges_are_named_too() -> None:
-    async with open_channel(NOBODY) as channel:
+    async with opened_pool("target", NOBODY) as pool:
         with pytest.raises(PrmUnavailable):
-            await GrpcScorer(channel).score_step(TRAJECTORY, "two")
+            await GrpcScorer(pool).score_step(TRAJECTORY, "two")
         with pytest.raises(RouterUnavailable):
-            await GrpcRouter(channel).estimate_advantage(TRAJECTORY, "two")
+            await GrpcRouter(pool).estimate_advantage(TRAJECTORY, "two")
         with pytest.raises(RouterUnavailable):
-            await GrpcRouter(channel).describe()
+            await GrpcRouter(pool).describe()
 
 
 async def test_a_model_that_is_stopping_counts_as_unavailable() -> None:
@@ -214,10 +213,10 @@ async def test_an_answer_that_is_no_step_is_a_defect_of_its_role(
 ) -> None:
     async with (
         serving(GENERATOR, Mumbling(response)) as server,
-        open_channel(server.address) as channel,
+        opened_pool("target", server.address) as pool,
     ):
         with pytest.raises(Internal, match="target"):
-            await items_of(GrpcGenerator(channel, TargetUnavailable), REQUEST)
+            await items_of(GrpcGenerator(pool, TargetUnavailable), REQUEST)
 
 
 async def test_a_defect_of_a_model_says_whose_it_is() -> None:
@@ -276,9 +275,9 @@ async def test_a_router_that_says_nothing_is_not_asked_again_at_once() -> None:
     servicer = SilentRouter()
     async with (
         serving(ROUTER, servicer) as server,
-        open_channel(server.address) as channel,
+        opened_pool("target", server.address) as pool,
     ):
-        router = GrpcRouter(channel, CallLimits(grace_s=0.1))
+        router = GrpcRouter(pool, CallLimits(grace_s=0.1))
         for _ in range(3):
             with pytest.raises(RouterUnavailable):
                 await router.describe()
@@ -288,10 +287,10 @@ async def test_a_router_that_says_nothing_is_not_asked_again_at_once() -> None:
 async def test_a_router_is_not_waited_for_beyond_the_requests_time() -> None:
     async with (
         serving(ROUTER, SilentRouter()) as server,
-        open_channel(server.address) as channel,
+        opened_pool("target", server.address) as pool,
         asyncio.timeout(30),
     ):
-        router = GrpcRouter(channel, CallLimits(grace_s=60.0))
+        router = GrpcRouter(pool, CallLimits(grace_s=60.0))
         with pytest.raises(DeadlineExceeded):
             await router.describe(time.monotonic() + 0.1)
 
@@ -307,9 +306,9 @@ async def test_scores_arrive_with_what_they_took() -> None:
     prm = FakePrmEngine(score=0.7)
     async with (
         serving(PRM, PrmServicer(prm)) as server,
-        open_channel(server.address) as channel,
+        opened_pool("target", server.address) as pool,
     ):
-        reward = await GrpcScorer(channel).score_step(TRAJECTORY, "two")
+        reward = await GrpcScorer(pool).score_step(TRAJECTORY, "two")
     assert (reward.value, reward.model) == (0.7, prm.identity)
     assert (reward.prefill_token_count, reward.cached_token_count) == (11, 5)
     async with router_of(FakeRouterEngine(score=0.3)) as router:
@@ -332,8 +331,8 @@ async def test_a_router_is_described_again_only_when_another_answers() -> None:
 async def test_waiting_for_a_server_ends_when_it_serves() -> None:
     server = RpcServer(GENERATOR, Listener("127.0.0.1", 0), Telemetry())
     await server.start()
-    async with open_channel(server.address) as channel, asyncio.TaskGroup() as group:
-        waiting = group.create_task(wait_until_serving(channel, GENERATOR.full_name, "the draft"))
+    async with opened_pool("target", server.address) as pool, asyncio.TaskGroup() as group:
+        waiting = group.create_task(pool.wait_until_serving(GENERATOR.full_name))
         await asyncio.sleep(0.1)
         assert not waiting.done()
         await server.open(GeneratorServicer(FakeGeneratorEngine(), 8))
@@ -345,8 +344,8 @@ async def test_a_server_that_comes_back_is_found_again() -> None:
     servicer = GeneratorServicer(engine, 8)
     async with serving(GENERATOR, servicer) as server:
         port = server.port
-    async with open_channel(server.address) as channel:
-        generator = GrpcGenerator(channel, TargetUnavailable)
+    async with opened_pool("target", server.address) as pool:
+        generator = GrpcGenerator(pool, TargetUnavailable)
         with pytest.raises(TargetUnavailable):
             await items_of(generator, REQUEST)
         again = RpcServer(GENERATOR, Listener("127.0.0.1", port), Telemetry())

@@ -26,7 +26,7 @@ from arbitrage.v1 import (
     router_pb2_grpc,
 )
 from services.generator.servicer import GeneratorServicer
-from services.rpc.clients import wait_until_serving
+from services.rpc.pool import opened_pool
 from tests.services.fakes_engines import FakeGeneratorEngine
 from tests.services.running import GENERATOR, ORCHESTRATOR, PRM, ROUTER, asking, serving
 
@@ -70,6 +70,12 @@ async def ready(process: Process, path: Path) -> dict[str, Any]:
             await asyncio.sleep(0.05)
     found: dict[str, Any] = json.loads(path.read_bytes())  # noqa: ASYNC240 - as above
     return found
+
+
+async def serves(address: str, service: str) -> None:
+    """Returns once a service says that it serves."""
+    async with opened_pool("prm", address) as pool:
+        await pool.wait_until_serving(service)
 
 
 async def refused_at_last(
@@ -254,11 +260,11 @@ async def test_judges_serve_the_shipped_models(tmp_path: Path) -> None:
         prm_address = (await ready(prm, files["prm"]))["address"]
         router_address = (await ready(judge, files["router"]))["address"]
         async with grpc.aio.insecure_channel(prm_address) as channel:
-            await wait_until_serving(channel, PRM.full_name, "the PRM")
+            await serves(prm_address, PRM.full_name)
             described = await prm_pb2_grpc.PrmServiceStub(channel).GetPrm(prm_pb2.GetPrmRequest())
             assert described.max_context_tokens > 0
         async with grpc.aio.insecure_channel(router_address) as channel:
-            await wait_until_serving(channel, ROUTER.full_name, "the router")
+            await serves(router_address, ROUTER.full_name)
             stub: router_pb2_grpc.RouterServiceAsyncStub
             stub = router_pb2_grpc.RouterServiceStub(channel)
             answer = await stub.EstimateAdvantage(

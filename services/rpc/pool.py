@@ -1,0 +1,313 @@
+"""The replicas behind one role: found by name, chosen by request, left out while they fail.
+
+A request keeps to one replica, whose prefix cache it has warmed, by rendezvous hashing: a replica
+that comes or goes moves only its own share of the requests. A replica that has more than its share
+of the calls in flight is passed over (bounded load, arXiv 1608.01350). One that fails is ejected
+and probed until it serves again. Nobody waits for any of it: choosing reads what is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import math
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import asynccontextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from services.rpc.background import in_background
+from services.rpc.telemetry import PoolMetrics
+
+_log = logging.getLogger(__name__)
+_MIB: Final = 1 << 20
+# A replica may have this much more than the mean of the calls in flight.
+_LOAD_FACTOR: Final = 1.25
+_FIRST_EJECTION_S: Final = 0.5
+_LONGEST_EJECTION_S: Final = 2.0
+_PROBE_INTERVAL_S: Final = 0.25
+_HEALTH_TIMEOUT_S: Final = 2.0
+_RETRY_SHARE: Final = 0.2
+_MOST_RETRIES: Final = 10.0
+_FIRST_WAIT_S: Final = 0.05
+_LONGEST_WAIT_S: Final = 2.0
+RESOLVE_INTERVAL_S: Final = 2.0
+
+StubT = TypeVar("StubT")
+# Opens a channel to an address; `name` is who is expected there, for certificates.
+OpenChannel = Callable[[str, str], grpc.aio.Channel]
+
+
+def open_channel(address: str, name: str = "", max_message_mib: int = 16) -> grpc.aio.Channel:
+    """Returns a channel to a model service. It connects when it is first used."""
+    return grpc.aio.insecure_channel(address, options=channel_options(name, max_message_mib))
+
+
+def channel_options(name: str, max_message_mib: int) -> tuple[tuple[str, Any], ...]:
+    """Returns what every channel to a model service is told."""
+    authority = (("grpc.default_authority", name),) if name else ()
+    return (
+        *authority,
+        ("grpc.max_receive_message_length", max_message_mib * _MIB),
+        ("grpc.max_send_message_length", max_message_mib * _MIB),
+        # By default gRPC waits up to two minutes before it tries a lost server again.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 500),
+        # Two pools, as of draft and target behind one address, do not share a connection.
+        ("grpc.use_local_subchannel_pool", 1),
+    )
+
+
+class Replica:
+    """One address, its channel, and how it has done lately."""
+
+    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+        self.address = address
+        self.inflight_count = 0
+        self.is_ejected = False
+        self._channel = channel
+        self._stubs: dict[object, Any] = {}
+        self._ejection_s = _FIRST_EJECTION_S
+        self._probe_at_s = 0.0
+
+    def stub(self, kind: Callable[[grpc.aio.Channel], StubT]) -> StubT:
+        """Returns this replica's stub of a service."""
+        if kind not in self._stubs:
+            self._stubs[kind] = kind(self._channel)
+        found: StubT = self._stubs[kind]
+        return found
+
+    def eject(self, now_s: float) -> None:
+        """Leaves it out until a probe has found it serving; longer each time in a row."""
+        if self.is_ejected and now_s < self._probe_at_s:
+            return  # calls that were under way together fail together
+        self.is_ejected = True
+        self._probe_at_s = now_s + self._ejection_s
+        self._ejection_s = min(_LONGEST_EJECTION_S, 2 * self._ejection_s)
+
+    def succeeded(self) -> None:
+        """Forgets earlier failures."""
+        self._ejection_s = _FIRST_EJECTION_S
+
+    def wants_probe(self, now_s: float) -> bool:
+        """Whether it is time to ask whether it serves again."""
+        return self.is_ejected and now_s >= self._probe_at_s
+
+    async def is_serving(self, service: str = "") -> bool:
+        """Asks its health service."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        try:
+            stub = self.stub(health_pb2_grpc.HealthStub)
+            answer = await stub.Check(request, timeout=_HEALTH_TIMEOUT_S)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def close(self) -> None:
+        """Closes its channel once no call is on it."""
+        while self.inflight_count:  # noqa: ASYNC110 - calls end in many places
+            await asyncio.sleep(_PROBE_INTERVAL_S)
+        await self._channel.close(None)
+
+
+class Pool:
+    """The replicas of one role. `maintain` has to run for as long as it is used."""
+
+    def __init__(
+        self,
+        role: str,
+        address: str,
+        channel_opener: OpenChannel = open_channel,
+        metrics: PoolMetrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.role = role
+        self.address = address
+        self.metrics = metrics or PoolMetrics(CollectorRegistry())
+        self.replicas: tuple[Replica, ...] = ()
+        self._open = channel_opener
+        self._clock = clock
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._retries_left = _MOST_RETRIES
+
+    def choose(self, key: bytes, tried: Collection[Replica] = ()) -> Replica | None:
+        """Returns the replica for a call; None where every one is ejected or was tried."""
+        ready = [replica for replica in self.replicas if not replica.is_ejected]
+        left = [replica for replica in ready if replica not in tried]
+        if not left:
+            return None
+        total = sum(replica.inflight_count for replica in ready)
+        bound = math.ceil(_LOAD_FACTOR * (total + 1) / len(ready))
+        ranked = sorted(left, key=lambda replica: _rank(key, replica.address))
+        for replica in ranked:
+            if replica.inflight_count < bound:
+                return replica
+        return ranked[0]
+
+    def began(self) -> None:
+        """Counts a call; some of them may be tried again on another replica."""
+        self._retries_left = min(_MOST_RETRIES, self._retries_left + _RETRY_SHARE)
+
+    def may_retry(self) -> bool:
+        """Takes a retry from the budget; False where it is used up."""
+        if self._retries_left < 1.0:
+            return False
+        self._retries_left -= 1.0
+        self.metrics.count_retry(self.role)
+        return True
+
+    def eject(self, replica: Replica) -> None:
+        """Leaves a replica out until it serves again."""
+        if not replica.is_ejected:
+            _log.warning("%s: a replica is ejected", self.role)
+            self.metrics.count_ejection(self.role)
+        replica.eject(self._clock())
+        self._show()
+
+    async def resolve(self, *, anew: bool = False) -> None:
+        """Looks up who is there. What cannot be looked up stays as it was.
+
+        With `anew` every channel is opened again, as after certificates have changed.
+        """
+        try:
+            found = await addresses_of(self.address)
+        except OSError as error:
+            _log.debug("%s: %s cannot be looked up: %s", self.role, self.address, error)
+            return
+        if not found:
+            return
+        known = {} if anew else {replica.address: replica for replica in self.replicas}
+        before, self.replicas = (
+            self.replicas,
+            tuple(
+                known[address] if address in known else Replica(address, self._open(address, name))
+                for address, name in sorted(found.items())
+            ),
+        )
+        self._leave(replica for replica in before if replica not in self.replicas)
+        self._show()
+
+    async def maintain(self, interval_s: float = RESOLVE_INTERVAL_S) -> None:
+        """Looks up replicas and probes the ejected ones, until it is cancelled."""
+        resolve_at_s = self._clock() + interval_s
+        while True:
+            await asyncio.sleep(min(_PROBE_INTERVAL_S, interval_s))
+            if self._clock() >= resolve_at_s:
+                await self.resolve()
+                resolve_at_s = self._clock() + interval_s
+            now_s = self._clock()
+            due = [replica for replica in self.replicas if replica.wants_probe(now_s)]
+            async with asyncio.TaskGroup() as group:
+                for replica in due:
+                    group.create_task(self._probe(replica))
+
+    async def wait_until_serving(self, service: str) -> None:
+        """Returns once a replica reports SERVING; asks again and again, ever more slowly."""
+        wait_s, reported = _FIRST_WAIT_S, False
+        while True:
+            for replica in self.replicas:
+                if await replica.is_serving(service):
+                    return
+            if wait_s >= _LONGEST_WAIT_S and not reported:
+                _log.warning("still waiting for the %s at %s", self.role, self.address)
+                reported = True
+            await asyncio.sleep(wait_s)
+            wait_s = min(_LONGEST_WAIT_S, wait_s * 2)
+
+    async def close(self) -> None:
+        """Closes every channel."""
+        for task in self._leaving:
+            task.cancel()
+        for replica in self.replicas:
+            replica.inflight_count = 0
+            await replica.close()
+
+    async def _probe(self, replica: Replica) -> None:
+        if await replica.is_serving():
+            replica.is_ejected = False
+            replica.succeeded()
+            _log.info("%s: a replica serves again", self.role)
+        else:
+            replica.eject(self._clock())
+        self._show()
+
+    def _leave(self, replicas: Iterable[Replica]) -> None:
+        # Calls on a replica that is gone from the list may end there.
+        for replica in replicas:
+            task = asyncio.get_running_loop().create_task(replica.close())
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    def _show(self) -> None:
+        ejected = sum(replica.is_ejected for replica in self.replicas)
+        self.metrics.show(self.role, len(self.replicas) - ejected, ejected)
+
+
+@asynccontextmanager
+async def opened_pool(
+    role: str,
+    address: str,
+    channel_opener: OpenChannel = open_channel,
+    metrics: PoolMetrics | None = None,
+    interval_s: float = RESOLVE_INTERVAL_S,
+) -> AsyncIterator[Pool]:
+    """Looks up a role's replicas, and keeps the pool right until the block is left."""
+    pool = Pool(role, address, channel_opener, metrics)
+    await pool.resolve()
+    async with in_background(pool.maintain(interval_s)):
+        try:
+            yield pool
+        finally:
+            await pool.close()
+
+
+async def addresses_of(address: str) -> dict[str, str]:
+    """Returns the replicas' addresses, each with the name it was found under.
+
+    `host:port` is looked up in the DNS, where a headless service has an address per replica;
+    `a:1,b:2` names them; `file:///path` is a file with one host:port per line.
+
+    Raises:
+        OSError: it cannot be looked up.
+    """
+    if address.startswith("file://"):
+        text = await asyncio.to_thread(Path(address.removeprefix("file://")).read_text)
+        address = ",".join(text.split())
+    found: dict[str, str] = {}
+    for part in filter(None, address.split(",")):
+        host, _, port = part.strip().rpartition(":")
+        bare = host.strip("[]")
+        if _is_ip(bare):
+            found[part.strip()] = ""
+            continue
+        loop = asyncio.get_running_loop()
+        infos = await loop.getaddrinfo(bare, port or None, type=socket.SOCK_STREAM)
+        # A host with addresses of both kinds is one replica, not two.
+        kinds = {info[0] for info in infos}
+        kind = socket.AF_INET if socket.AF_INET in kinds else socket.AF_INET6
+        for family, _, _, _, location in infos:
+            if family == kind:
+                ip, number = str(location[0]), location[1]
+                found[f"[{ip}]:{number}" if ":" in ip else f"{ip}:{number}"] = bare
+    return found
+
+
+def _rank(key: bytes, address: str) -> bytes:
+    return blake2b(key + address.encode(), digest_size=8).digest()
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
