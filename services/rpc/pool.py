@@ -296,7 +296,8 @@ async def addresses_of(address: str) -> dict[str, str]:
         kind = socket.AF_INET if socket.AF_INET in kinds else socket.AF_INET6
         for family, _, _, _, location in infos:
             if family == kind:
-                ip, number = str(location[0]), location[1]
+                ip, number = location[0], location[1]
+                assert isinstance(ip, str)
                 found[f"[{ip}]:{number}" if ":" in ip else f"{ip}:{number}"] = bare
     return found
 
