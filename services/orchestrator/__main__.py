@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
@@ -14,14 +14,17 @@ from services.orchestrator.admission import Admission
 from services.orchestrator.feedback import Feedback, Judges
 from services.orchestrator.models import RemoteModels, connected_models
 from services.orchestrator.prefix_cache import PrefixCache
-from services.orchestrator.redis_store import opened_redis
+from services.orchestrator.quotas import Buckets, MemoryBuckets, Quotas, RedisBuckets
+from services.orchestrator.redis_store import _client, opened_redis
 from services.orchestrator.requests import RequestRules
 from services.orchestrator.servicer import Desk, OrchestratorServicer
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.store import MemoryStore
 from services.orchestrator.telemetry import (
+    AdmissionMetrics,
     CacheMetrics,
     FeedbackMetrics,
+    QuotaMetrics,
     RouterMetrics,
     SolutionMetrics,
     StoreMetrics,
@@ -39,20 +42,39 @@ async def build(
 ) -> AsyncIterator[OrchestratorServicer]:
     """Makes the servicer once draft and target are serving."""
     registry = telemetry.registry
-    admission = Admission(settings.max_concurrency, settings.max_queue)
+    admission = Admission(
+        settings.max_concurrency,
+        settings.max_queue,
+        settings.tenant_max_share,
+        AdmissionMetrics(registry).observe,
+    )
     register_admission(registry, admission)
     metrics, demand = SolutionMetrics(registry), TargetDemand(registry)
-    router_metrics = RouterMetrics(registry)
+    router_metrics, quota_metrics = RouterMetrics(registry), QuotaMetrics(registry)
     async with (
+        opened_buckets(settings, quota_metrics) as buckets,
         opened_cache(settings, registry) as cache,
         connected_models(settings, cache, demand, router_metrics) as models,
     ):
         rules = RequestRules(settings.caps, settings.default_budgets, models.policies)
+        quotas = Quotas(settings.default_limits, buckets, quota_metrics)
         feedback_metrics = FeedbackMetrics(registry, metrics.count_shadow)
         async with running_feedback(settings, models, feedback_metrics) as feedback:
             yield OrchestratorServicer(
-                Desk(rules, admission, models, metrics, settings.router_fallback, feedback)
+                Desk(rules, admission, quotas, models, metrics, settings.router_fallback, feedback)
             )
+
+
+@asynccontextmanager
+async def opened_buckets(
+    settings: OrchestratorSettings, metrics: QuotaMetrics
+) -> AsyncIterator[Buckets]:
+    """Makes the buckets of quotas, in Redis where orchestrators share one."""
+    if settings.store_url is None:
+        yield MemoryBuckets()
+        return
+    async with AsyncExitStack() as stack:
+        yield RedisBuckets(_client(settings.store_url.get_secret_value(), stack), metrics)
 
 
 @asynccontextmanager

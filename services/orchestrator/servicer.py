@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 from uuid import uuid4
 
 from arbitrage.core.errors import (
@@ -17,6 +18,7 @@ from arbitrage.core.errors import (
 )
 from arbitrage.core.events import Finished
 from arbitrage.core.ledger import Ledger
+from arbitrage.core.limits import Budgets
 from arbitrage.core.policies import ArbitragePolicy
 from arbitrage.core.ports import RouterDescription
 from arbitrage.core.speculation import RouterFallback, SolutionRequest, generate_solution
@@ -26,11 +28,18 @@ from services.orchestrator.admission import Admission
 from services.orchestrator.events import budgets_to_proto, caps_to_proto, event_to_proto
 from services.orchestrator.feedback import Feedback
 from services.orchestrator.models import RemoteModels
+from services.orchestrator.quotas import Quotas
 from services.orchestrator.requests import RequestRules
 from services.orchestrator.telemetry import SolutionMetrics
 from services.orchestrator.thresholds import settled_policy
+from services.rpc.auth import Caller, current_caller
 from services.rpc.convert import identity_to_proto
 from services.rpc.handlers import Context
+
+# Of the time that a call has, this much is for the last event's way to the caller: a solution that
+# runs out of time ends with `Finished` rather than with the transport's DEADLINE_EXCEEDED.
+_MARGIN_SHARE: Final = 0.1
+_LONGEST_MARGIN_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,7 @@ class Desk:
 
     rules: RequestRules
     admission: Admission
+    quotas: Quotas
     models: RemoteModels
     metrics: SolutionMetrics
     router_fallback: RouterFallback
@@ -58,15 +68,23 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         desk, arrived_s = self._desk, time.monotonic()
         _check_session(request)
         asked = desk.rules.asked(request)
+        budgets = _within_the_call(asked.budgets, context.time_remaining())
         deadline_s = None
-        if asked.budgets.time_limit_s is not None:
+        if budgets.time_limit_s is not None:
             # The caller's time runs from the call's arrival, the queue included.
-            deadline_s = arrived_s + asked.budgets.time_limit_s
+            deadline_s = arrived_s + budgets.time_limit_s
+        caller, ledger = current_caller(), Ledger()
+        await desk.quotas.admit(caller)
         async with AsyncExitStack() as stack:
+            # Also where the caller leaves or a model fails: what was used was used. Before the
+            # place, so that nobody waits for a place while this is written down.
+            stack.push_async_callback(self._charge, caller, ledger)
             try:
-                await stack.enter_async_context(desk.admission.place(deadline_s))
+                await stack.enter_async_context(
+                    desk.admission.place(caller.tenant, deadline_s, caller.max_concurrency)
+                )
             except DeadlineExceeded:
-                ledger = Ledger(elapsed_s=time.monotonic() - arrived_s)
+                ledger.elapsed_s = time.monotonic() - arrived_s
                 yield event_to_proto(Finished(StopReason.DEADLINE, ledger))
                 return
             policy = await settled_policy(
@@ -78,14 +96,13 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             solution = SolutionRequest(
                 problem=asked.problem,
                 policy=policy,
-                budgets=asked.budgets,
+                budgets=budgets,
                 sampling=asked.sampling,
                 allow_degraded=asked.allow_degraded,
                 router_fallback=desk.router_fallback,
                 stream_text=asked.stream_text,
             )
-            models, ledger = desk.models.for_request(deadline_s), Ledger()
-            # Also where the caller leaves or a model fails: what was computed was computed.
+            models = desk.models.for_request(deadline_s)
             stack.callback(desk.metrics.observe_ledger, ledger)
             events = generate_solution(solution, models, started_s=arrived_s, ledger=ledger)
             await stack.enter_async_context(aclosing(events))
@@ -94,6 +111,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 if watched is not None:
                     watched.observe(event)
                 yield event_to_proto(event)
+
+    async def _charge(self, caller: Caller, ledger: Ledger) -> None:
+        await self._desk.quotas.charge(caller, ledger.used_token_count)
 
     async def GetCapabilities(  # noqa: N802 - the proto's name
         self, request: orchestrator_pb2.GetCapabilitiesRequest, context: Context
@@ -124,6 +144,16 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 router.default_threshold if isinstance(router, RouterDescription) else None
             ),
         )
+
+
+def _within_the_call(budgets: Budgets, call_time_s: float | None) -> Budgets:
+    """Returns the budgets with their time within the call's, of which some is left to say so."""
+    if call_time_s is None:
+        return budgets
+    limit_s = call_time_s - min(_LONGEST_MARGIN_S, _MARGIN_SHARE * call_time_s)
+    if budgets.time_limit_s is not None:
+        limit_s = min(limit_s, budgets.time_limit_s)
+    return replace(budgets, time_limit_s=limit_s)
 
 
 def _check_session(request: orchestrator_pb2.GenerateSolutionRequest) -> None:

@@ -14,7 +14,7 @@ from arbitrage.core.events import Event, StepCommitted
 from arbitrage.core.ledger import Ledger, TokenLedger
 from arbitrage.core.ports import Clock, Generator, RouterDescription, StepRequest
 from arbitrage.core.steps import GeneratedStep, ModelIdentity, Score, Source
-from services.orchestrator.admission import Admission
+from services.orchestrator.admission import Admission, Outcome
 from services.rpc.telemetry import SECONDS_BUCKETS
 
 ROLES: Final = ("draft", "target", "prm", "router")
@@ -151,6 +151,60 @@ class SolutionMetrics:
             self._tokens.labels(role, "cancelled").inc(tokens.cancelled_count)
             self._tokens.labels(role, "prefilled").inc(tokens.prefill_count)
             self._tokens.labels(role, "cached").inc(tokens.cached_count)
+
+
+class AdmissionMetrics:
+    """Counts what becomes of requests that ask for a place. No tenant: there is no end of them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._results = Counter(
+            "arbitrage_admissions",
+            "Requests by what became of them: admitted, refused (the queue was full), pushed_out "
+            "(of a full queue, by another tenant's), expired (no place within their time).",
+            ("result",),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "arbitrage_admission_wait_seconds",
+            "Time that admitted requests waited for their place.",
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        for outcome in Outcome:
+            self._results.labels(outcome.value)
+
+    def observe(self, outcome: Outcome, waited_s: float) -> None:
+        """Counts one request."""
+        self._results.labels(outcome.value).inc()
+        if outcome is Outcome.ADMITTED:
+            self._seconds.observe(waited_s)
+
+
+class QuotaMetrics:
+    """Counts what tenants are refused by their own limits."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._refusals = Counter(
+            "arbitrage_quota_refusals",
+            "Requests of tenants that had used up their requests or tokens of a minute.",
+            ("quota",),
+            registry=registry,
+        )
+        self._fallbacks = Counter(
+            "arbitrage_quota_fallbacks",
+            "Questions about quotas that this orchestrator answered alone: the store was away.",
+            registry=registry,
+        )
+        for quota in ("requests", "tokens"):
+            self._refusals.labels(quota)
+
+    def count_refusal(self, quota: str) -> None:
+        """Counts a request that was refused."""
+        self._refusals.labels(quota).inc()
+
+    def count_fallback(self) -> None:
+        """Counts a question that the store did not answer."""
+        self._fallbacks.inc()
 
 
 class RouterMetrics:
