@@ -72,6 +72,9 @@ class Buckets(Protocol):
         ...
 
 
+_NO_LIMITS: Final = Limits()
+
+
 class Quotas:
     """Holds callers to their limits; `defaults` are those of callers without."""
 
@@ -87,7 +90,7 @@ class Quotas:
             QuotaExceeded: one of the caller's limits is used up; nothing was counted.
         """
         limits = self._defaults.of(caller)
-        if limits == Limits():
+        if limits == _NO_LIMITS:
             return
         refusal = await self._buckets.take(caller.tenant, limits)
         if refusal is None:
