@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from arbitrage.v1 import orchestrator_pb2
 from services.orchestrator.admission import Admission
 from services.orchestrator.feedback import Feedback, Judges
+from services.orchestrator.load_price import TargetPrice
 from services.orchestrator.models import RemoteModels, connected_models
 from services.orchestrator.prefix_cache import PrefixCache
 from services.orchestrator.quotas import Buckets, MemoryBuckets, Quotas, RedisBuckets
@@ -30,6 +31,7 @@ from services.orchestrator.telemetry import (
     StoreMetrics,
     TargetDemand,
     register_admission,
+    register_price,
 )
 from services.rpc.feedback_log import FeedbackLog
 from services.rpc.program import Program, main
@@ -57,11 +59,22 @@ async def build(
         connected_models(settings, cache, demand, router_metrics) as models,
     ):
         rules = RequestRules(settings.caps, settings.default_budgets, models.policies)
+        price = TargetPrice(settings.target_step_capacity, lambda: demand.inflight_count)
+        register_price(registry, price)
         quotas = Quotas(settings.default_limits, buckets, quota_metrics)
         feedback_metrics = FeedbackMetrics(registry, metrics.count_shadow)
         async with running_feedback(settings, models, feedback_metrics) as feedback:
             yield OrchestratorServicer(
-                Desk(rules, admission, quotas, models, metrics, settings.router_fallback, feedback)
+                Desk(
+                    rules,
+                    admission,
+                    quotas,
+                    models,
+                    metrics,
+                    settings.router_fallback,
+                    price,
+                    feedback,
+                )
             )
 
 

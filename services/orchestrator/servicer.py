@@ -27,6 +27,7 @@ from arbitrage.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from services.orchestrator.admission import Admission
 from services.orchestrator.events import budgets_to_proto, caps_to_proto, event_to_proto
 from services.orchestrator.feedback import Feedback
+from services.orchestrator.load_price import LoadPricedPolicy, TargetPrice
 from services.orchestrator.models import RemoteModels
 from services.orchestrator.quotas import Quotas
 from services.orchestrator.requests import RequestRules
@@ -52,6 +53,7 @@ class Desk:
     models: RemoteModels
     metrics: SolutionMetrics
     router_fallback: RouterFallback
+    price: TargetPrice
     feedback: Feedback | None = None
 
 
@@ -90,6 +92,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             policy = await settled_policy(
                 asked.policy, desk.models.router, desk.router_fallback, deadline_s
             )
+            if asked.max_escalation_threshold is not None:
+                policy = LoadPricedPolicy(policy, asked.max_escalation_threshold, desk.price)
             watched = None
             if desk.feedback is not None and policy.name == ArbitragePolicy.name:
                 policy = watched = desk.feedback.of_solution(uuid4().hex, policy)

@@ -59,6 +59,11 @@ class OrchestratorSettings(ServerSettings):
         allow_inf_nan=False,
         description="Share of the solutions that run together that one tenant may have.",
     )
+    target_step_capacity: PositiveCount | None = Field(
+        None,
+        description="Steps that all replicas of the target write well at once; with more, the "
+        "thresholds of callers that allow it rise. By default none does.",
+    )
     default_requests_per_minute: PositiveCount | None = Field(
         None, description="Requests a minute of a tenant whose key has no limit; by default any."
     )

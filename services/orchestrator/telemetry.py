@@ -330,6 +330,15 @@ class CountedTarget:
             self.demand.end(took_s)
 
 
+def register_price(registry: CollectorRegistry, price: Callable[[], float]) -> None:
+    """Shows the price of the target."""
+    Gauge(
+        "arbitrage_target_price",
+        "How far thresholds have risen to what their callers allow: 0 not at all, 1 all the way.",
+        registry=registry,
+    ).set_function(price)
+
+
 def register_admission(registry: CollectorRegistry, admission: Admission) -> None:
     """Shows how many requests run and wait."""
     for name, text, read in (

@@ -206,10 +206,10 @@ async def test_two_orchestrators_share_one_bucket(shared_server: RedisServer) ->
     async with client_of(shared_server) as one, client_of(shared_server) as other:
         await one.flushall()
         caller = Caller("a", requests_per_minute=10)
-        offices = [
-            Office(lambda metrics, client=client: RedisBuckets(client, metrics)).quotas()
-            for client in (one, other)
-        ]
+        offices = (
+            Office(lambda metrics: RedisBuckets(one, metrics)).quotas(),
+            Office(lambda metrics: RedisBuckets(other, metrics)).quotas(),
+        )
         results = await asyncio.gather(
             *(offices[number % 2].admit(caller) for number in range(30)), return_exceptions=True
         )
