@@ -37,10 +37,12 @@ from services.rpc.auth import Caller, current_caller
 from services.rpc.convert import identity_to_proto
 from services.rpc.handlers import Context
 
-# Of the time that a call has, this much is for the last event's way to the caller: a solution that
-# runs out of time ends with `Finished` rather than with the transport's DEADLINE_EXCEEDED.
-_MARGIN_SHARE: Final = 0.1
+# Of the time that a call has, this much is kept for the last event's way to the caller, so that a
+# solution without time ends with `Finished` rather than with the transport's DEADLINE_EXCEEDED.
+_MARGIN_SHARE: Final = 0.05
 _LONGEST_MARGIN_S: Final = 0.5
+# gRPC sends a call's time in few digits, and rounds it up by this share at most.
+_ROUNDED_SHARE: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,8 @@ def _within_the_call(budgets: Budgets, call_time_s: float | None) -> Budgets:
     """Returns the budgets with their time within the call's, of which some is left to say so."""
     if call_time_s is None:
         return budgets
-    limit_s = call_time_s - min(_LONGEST_MARGIN_S, _MARGIN_SHARE * call_time_s)
+    margin_s = min(_LONGEST_MARGIN_S, _MARGIN_SHARE * call_time_s)
+    limit_s = call_time_s * (1.0 - _ROUNDED_SHARE) - margin_s
     if budgets.time_limit_s is not None:
         limit_s = min(limit_s, budgets.time_limit_s)
     return replace(budgets, time_limit_s=limit_s)

@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio import RedisCluster
 
 from arbitrage.core.errors import FieldInvalid, QuotaExceeded
 from arbitrage.v1 import orchestrator_pb2 as pb
@@ -27,7 +29,7 @@ from services.orchestrator.quotas import (
 )
 from services.orchestrator.telemetry import QuotaMetrics
 from services.rpc.auth import ANONYMOUS, Caller
-from tests.services.redis_servers import RedisServer, free_port, redis_server
+from tests.services.redis_servers import RedisServer, free_port, give_all_slots, redis_server
 from tests.services.running import House, asking, refusal, solution, until
 
 NO_LIMITS = Limits()
@@ -327,3 +329,18 @@ async def test_the_name_of_a_tenant_stays_out_of_redis(shared_server: RedisServe
             return list(sync.scan_iter())
 
     assert all(b"secret" not in key for key in await asyncio.to_thread(everything))
+
+
+async def test_in_a_cluster_each_tenants_key_is_asked_where_its_slot_is(tmp_path: Path) -> None:
+    with redis_server(tmp_path, "--cluster-enabled", "yes") as node:
+        await asyncio.to_thread(give_all_slots, node)
+        client: Any = RedisCluster.from_url(f"redis://127.0.0.1:{node.port}", driver_info=None)
+        try:
+            office = Office(lambda metrics: RedisBuckets(client, metrics))
+            quotas = office.quotas(Limits(requests_per_minute=1))
+            for number in range(5):
+                await quotas.admit(Caller(f"tenant {number}"))
+                await refused(quotas, Caller(f"tenant {number}"))
+            assert office.counted("arbitrage_quota_fallbacks_total") == 0
+        finally:
+            await client.aclose()
