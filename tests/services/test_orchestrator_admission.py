@@ -129,6 +129,37 @@ async def test_who_stops_waiting_leaves_its_place_to_others() -> None:
         assert people.refused == []
 
 
+@pytest.mark.parametrize("moments", range(6))
+async def test_who_gives_up_as_its_turn_comes_leaves_its_place_to_the_next(moments: int) -> None:
+    async with crowd(Admission(1, 9)) as people:
+        for name in ("a0", "b0", "c0"):
+            await people.arrives(name)
+        gone = people.waiting["b0"]
+        people.running.pop("a0").set()
+        for _ in range(moments):
+            await asyncio.sleep(0)
+        gone.cancel()
+        await settled()
+        assert people.admission.running_count == 1
+        assert people.order[-1] == "c0"
+        for names in (people.waiting, people.running):
+            names.pop("b0", None)
+
+
+async def test_tenants_that_have_gone_are_forgotten() -> None:
+    clock = FakeClock()
+    admission = Admission(1, 0, clock=clock)
+    for number in range(100):
+        async with admission.place(f"tenant {number}"):
+            clock.now_s += 1.0
+    async with admission.place("a"):
+        with pytest.raises(Overloaded) as raised:
+            async with admission.place("a"):
+                raise AssertionError("it was let in")
+    # With others about, its part of the places would be smaller, and the wait longer.
+    assert raised.value.retry_after_s == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("places", [1, 2, 4])
 async def test_a_quiet_tenant_is_next_however_many_requests_another_one_sends(places: int) -> None:
     async with crowd(Admission(places, 100)) as people:

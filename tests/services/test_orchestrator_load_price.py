@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from arbitrage.core.errors import ThresholdOutOfRange
@@ -41,6 +41,8 @@ def test_without_a_capacity_the_target_costs_nothing() -> None:
     assert TargetPrice(None, lambda: 10**6)() == 0.0
 
 
+# In floats, 0.03 + (0.29 - 0.03) is more than 0.29.
+@example(0.5, 0.03, 0.29, 30)
 @given(UNITS, UNITS, UNITS, st.integers(0, 30))
 def test_the_threshold_lies_between_what_was_asked_for_and_what_was_allowed(
     score: float, base: float, most: float, inflight_count: int
