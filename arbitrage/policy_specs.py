@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from arbitrage.core.errors import FieldInvalid, PolicyUnknown
+from arbitrage.core.errors import FieldInvalid, PolicyUnknown, ThresholdOutOfRange
 from arbitrage.fields import UINT32, UINT64, integer_field, real_field
 from arbitrage.v1 import orchestrator_pb2
 
@@ -19,12 +19,14 @@ class Arbitrage:
     """Escalates by predicted advantage.
 
     Give `escalation_threshold`, or `target_share` (the share of steps the target may write), or
-    neither for the router's default threshold.
+    neither for the router's default threshold. While the target has too much to do, the threshold
+    may rise to `max_escalation_threshold`, and steps say so; without it, it never does.
     """
 
     name: ClassVar[str] = "arbitrage"
     escalation_threshold: float | None = None
     target_share: float | None = None
+    max_escalation_threshold: float | None = None
 
     def __post_init__(self) -> None:
         if self.escalation_threshold is not None and self.target_share is not None:
@@ -34,6 +36,14 @@ class Arbitrage:
                 "cannot stand beside escalation_threshold",
                 "give one of the two",
             )
+        least, most = self.escalation_threshold, self.max_escalation_threshold
+        if least is not None and most is not None and most < least:
+            raise ThresholdOutOfRange(
+                "arbitrage.max_escalation_threshold",
+                most,
+                f"must not be below escalation_threshold, {least:g}",
+                "give a number from there to 1, or leave it out",
+            )
 
     def to_proto(self) -> orchestrator_pb2.ArbitragePolicy:
         """Returns the message."""
@@ -42,6 +52,9 @@ class Arbitrage:
                 "arbitrage.escalation_threshold", self.escalation_threshold
             ),
             target_share=real_field("arbitrage.target_share", self.target_share),
+            max_escalation_threshold=real_field(
+                "arbitrage.max_escalation_threshold", self.max_escalation_threshold
+            ),
         )
 
 
@@ -152,13 +165,14 @@ class PolicyOptions:
     target_share: float | None = None
     seed: int | None = None
     token_count: int | None = None
+    max_threshold: float | None = None
 
 
 def policy_named(name: str, options: PolicyOptions = PolicyOptions()) -> PolicySpec:
     """Returns the policy of that name with those options.
 
     >>> policy_named("arbitrage", PolicyOptions(target_share=0.3))
-    Arbitrage(escalation_threshold=None, target_share=0.3)
+    Arbitrage(escalation_threshold=None, target_share=0.3, max_escalation_threshold=None)
 
     Raises:
         PolicyUnknown: there is no such policy.
@@ -167,8 +181,8 @@ def policy_named(name: str, options: PolicyOptions = PolicyOptions()) -> PolicyS
     threshold = options.threshold
     match name:
         case "arbitrage":
-            _refuse_others(name, options, "threshold", "target_share")
-            return Arbitrage(threshold, options.target_share)
+            _refuse_others(name, options, "threshold", "target_share", "max_threshold")
+            return Arbitrage(threshold, options.target_share, options.max_threshold)
         case "rsd":
             _refuse_others(name, options, "threshold")
             return Rsd(threshold)
@@ -196,7 +210,7 @@ def policy_named(name: str, options: PolicyOptions = PolicyOptions()) -> PolicyS
 
 
 def _refuse_others(name: str, options: PolicyOptions, *known: str) -> None:
-    for option in ("threshold", "target_share", "seed", "token_count"):
+    for option in ("threshold", "target_share", "seed", "token_count", "max_threshold"):
         value = getattr(options, option)
         if value is not None and option not in known:
             takes = " or ".join(known) if known else "no options"

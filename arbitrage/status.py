@@ -50,6 +50,7 @@ CODES: Final[Mapping[str, grpc.StatusCode]] = MappingProxyType(
         "SESSION_NOT_FOUND": grpc.StatusCode.FAILED_PRECONDITION,
         "CALIBRATION_UNAVAILABLE": grpc.StatusCode.FAILED_PRECONDITION,
         "OVERLOADED": grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "QUOTA_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
         "DRAFT_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
         "TARGET_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
         "PRM_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,

@@ -142,6 +142,7 @@ def _verdict(message: orchestrator_pb2.StepCommitted) -> Verdict:
         target_score=score(_given(message, "target_score"), prm),
         first_token_entropy=_given(message, "first_token_entropy"),
         threshold=_given(message, "threshold"),
+        is_load_priced=orchestrator_pb2.DEGRADATION_LOAD_PRICED_THRESHOLD in message.degradations,
     )
 
 

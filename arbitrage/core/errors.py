@@ -16,6 +16,7 @@ ArbitrageError
 │   ├── SessionNotFound
 │   └── CalibrationUnavailable
 ├── Overloaded                     come back after `retry_after_s`
+│   └── QuotaExceeded
 ├── Unavailable                    nobody there to answer
 │   ├── ModelUnavailable
 │   │   ├── DraftUnavailable
@@ -148,6 +149,12 @@ class Overloaded(ArbitrageError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(message)
+
+
+class QuotaExceeded(Overloaded):
+    """The tenant has used up what it may in a minute; nothing was started."""
+
+    reason = "QUOTA_EXCEEDED"
 
 
 class Unavailable(ArbitrageError):

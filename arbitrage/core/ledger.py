@@ -83,6 +83,12 @@ class Ledger:
         self.target.cancel_pending()
 
     @property
+    def used_token_count(self) -> int:
+        """Tokens decoded for the request, kept or not, and prompt tokens computed for it."""
+        models = (self.draft, self.target, self.prm, self.router)
+        return sum(model.decoded_count + model.prefill_count for model in models)
+
+    @property
     def orchestrator_time_s(self) -> float:
         """Part of `elapsed_s` in which no model was working for the request."""
         models = (self.draft, self.target, self.prm, self.router)

@@ -340,6 +340,8 @@ class _Turn:
             verdict = await request.policy.decide(
                 self._run.step_request(Source.TARGET), draft, self._run.models
             )
+            if verdict.is_load_priced:
+                self._degradations.append(Degradation.LOAD_PRICED_THRESHOLD)
             if verdict.escalate and verdict.target_step is not None:
                 if self._run.is_void(verdict.target_step):
                     # A policy that has seen the target's step does not take nothing for it.

@@ -36,6 +36,7 @@ class Degradation(Enum):
     ROUTER_UNAVAILABLE = "router_unavailable"
     DRAFT_UNAVAILABLE = "draft_unavailable"
     TARGET_BUDGET = "target_budget"
+    LOAD_PRICED_THRESHOLD = "load_priced_threshold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,8 @@ class Score:
 class Verdict:
     """A policy's decision on one draft step, with everything it was based on.
 
-    `target_step` is set by policies that had to see the target's step to decide.
+    `target_step` is set by policies that had to see the target's step to decide. `is_load_priced`
+    says that the target's load had raised `threshold`.
     """
 
     escalate: bool
@@ -136,3 +138,4 @@ class Verdict:
     first_token_entropy: float | None = None
     threshold: float | None = None
     target_step: GeneratedStep | None = None
+    is_load_priced: bool = False

@@ -25,6 +25,7 @@ class Degradation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEGRADATION_ROUTER_UNAVAILABLE: _ClassVar[Degradation]
     DEGRADATION_DRAFT_UNAVAILABLE: _ClassVar[Degradation]
     DEGRADATION_TARGET_BUDGET: _ClassVar[Degradation]
+    DEGRADATION_LOAD_PRICED_THRESHOLD: _ClassVar[Degradation]
 CHAT_ROLE_UNSPECIFIED: ChatRole
 CHAT_ROLE_SYSTEM: ChatRole
 CHAT_ROLE_USER: ChatRole
@@ -34,6 +35,7 @@ DEGRADATION_TARGET_UNAVAILABLE: Degradation
 DEGRADATION_ROUTER_UNAVAILABLE: Degradation
 DEGRADATION_DRAFT_UNAVAILABLE: Degradation
 DEGRADATION_TARGET_BUDGET: Degradation
+DEGRADATION_LOAD_PRICED_THRESHOLD: Degradation
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content")
@@ -50,12 +52,14 @@ class Chat(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ...) -> None: ...
 
 class ArbitragePolicy(_message.Message):
-    __slots__ = ("escalation_threshold", "target_share")
+    __slots__ = ("escalation_threshold", "target_share", "max_escalation_threshold")
     ESCALATION_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     TARGET_SHARE_FIELD_NUMBER: _ClassVar[int]
+    MAX_ESCALATION_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     escalation_threshold: float
     target_share: float
-    def __init__(self, escalation_threshold: _Optional[float] = ..., target_share: _Optional[float] = ...) -> None: ...
+    max_escalation_threshold: float
+    def __init__(self, escalation_threshold: _Optional[float] = ..., target_share: _Optional[float] = ..., max_escalation_threshold: _Optional[float] = ...) -> None: ...
 
 class RsdPolicy(_message.Message):
     __slots__ = ("acceptance_score",)

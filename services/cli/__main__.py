@@ -94,6 +94,7 @@ def _ask_options(arguments: argparse.Namespace) -> AskOptions:
                 arguments.target_share,
                 arguments.policy_seed,
                 arguments.token_count,
+                arguments.max_threshold,
             ),
         ),
         budgets=BudgetSpec(

@@ -118,6 +118,12 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
     policy.add_argument(
         "--target-share", type=float, help="arbitrage: share of steps the target may write"
     )
+    policy.add_argument(
+        "--max-threshold",
+        type=float,
+        metavar="THRESHOLD",
+        help="arbitrage: what the threshold may rise to while the target is saturated",
+    )
     policy.add_argument("--policy-seed", type=int, metavar="SEED", help="random: seed of the coin")
     policy.add_argument(
         "--token-count", type=int, help="first_token_entropy: first tokens that are averaged"

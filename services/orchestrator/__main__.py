@@ -12,8 +12,10 @@ from prometheus_client import CollectorRegistry
 from arbitrage.v1 import orchestrator_pb2
 from services.orchestrator.admission import Admission
 from services.orchestrator.feedback import Feedback, Judges
+from services.orchestrator.load_price import TargetPrice
 from services.orchestrator.models import RemoteModels, connected_models
 from services.orchestrator.prefix_cache import PrefixCache
+from services.orchestrator.quotas import Buckets, MemoryBuckets, Quotas, RedisBuckets
 from services.orchestrator.redis_link import RedisLink, opened_redis
 from services.orchestrator.redis_store import RedisStore
 from services.orchestrator.requests import RequestRules
@@ -22,14 +24,17 @@ from services.orchestrator.sessions import Sessions
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.store import MemoryStore
 from services.orchestrator.telemetry import (
+    AdmissionMetrics,
     CacheMetrics,
     FeedbackMetrics,
+    QuotaMetrics,
     RouterMetrics,
     SessionMetrics,
     SolutionMetrics,
     StoreMetrics,
     TargetDemand,
     register_admission,
+    register_price,
 )
 from services.rpc.background import in_background
 from services.rpc.feedback_log import FeedbackLog
@@ -44,10 +49,15 @@ async def build(
     """Makes the servicer once draft and target are serving."""
     registry = telemetry.registry
     store_metrics, session_metrics = StoreMetrics(registry), SessionMetrics(registry)
-    admission = Admission(settings.max_concurrency, settings.max_queue)
+    admission = Admission(
+        settings.max_concurrency,
+        settings.max_queue,
+        settings.tenant_max_share,
+        AdmissionMetrics(registry).observe,
+    )
     register_admission(registry, admission)
     metrics, demand = SolutionMetrics(registry), TargetDemand(registry)
-    router_metrics = RouterMetrics(registry)
+    router_metrics, quota_metrics = RouterMetrics(registry), QuotaMetrics(registry)
     async with (
         opened_link(settings, store_metrics) as link,
         opened_cache(settings, link, registry) as cache,
@@ -56,11 +66,25 @@ async def build(
         watched_revisions(cache, models),
     ):
         rules = RequestRules(settings.caps, settings.default_budgets, models.policies)
+        price = TargetPrice(settings.target_step_capacity, lambda: demand.inflight_count)
+        register_price(registry, price)
+        buckets: Buckets = MemoryBuckets()
+        if link is not None:
+            buckets = RedisBuckets(link, quota_metrics)
+        quotas = Quotas(settings.default_limits, buckets, quota_metrics)
         feedback_metrics = FeedbackMetrics(registry, metrics.count_shadow)
         async with running_feedback(settings, models, feedback_metrics) as feedback:
             yield OrchestratorServicer(
                 Desk(
-                    rules, admission, models, metrics, settings.router_fallback, feedback, sessions
+                    rules,
+                    admission,
+                    quotas,
+                    models,
+                    metrics,
+                    settings.router_fallback,
+                    price,
+                    feedback,
+                    sessions,
                 )
             )
 

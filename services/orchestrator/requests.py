@@ -69,6 +69,7 @@ class AskedSolution:
     sampling: Sampling
     allow_degraded: bool
     stream_text: bool
+    max_escalation_threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class RequestRules:
             sampling_from_proto(message.sampling),
             message.allow_degraded,
             message.stream_text,
+            _max_threshold(message.arbitrage),
         )
 
     def _policy(
@@ -190,6 +192,22 @@ def _arbitrage(message: orchestrator_pb2.ArbitragePolicy) -> Policy | RouterThre
             return RouterThreshold(share)
         case _:
             return RouterThreshold(None)
+
+
+def _max_threshold(message: orchestrator_pb2.ArbitragePolicy) -> float | None:
+    if not message.HasField("max_escalation_threshold"):
+        return None
+    most, least = shortest(message.max_escalation_threshold), 0.0
+    if message.WhichOneof("escalation") == "escalation_threshold":
+        least = shortest(message.escalation_threshold)
+    if not least <= most <= 1.0:
+        raise ThresholdOutOfRange(
+            "arbitrage.max_escalation_threshold",
+            most,
+            f"must be between {least:g}, the least threshold asked for, and 1",
+            "give a number in that range, or leave it out for a threshold that never rises",
+        )
+    return most
 
 
 def _budgets(message: orchestrator_pb2.Budgets, defaults: Budgets) -> Budgets:

@@ -8,7 +8,8 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Final
 from uuid import uuid4
 
 from arbitrage.core.errors import (
@@ -34,16 +35,23 @@ from services.orchestrator.events import (
     ledger_to_proto,
 )
 from services.orchestrator.feedback import Feedback
+from services.orchestrator.load_price import LoadPricedPolicy, TargetPrice
 from services.orchestrator.models import RemoteModels
+from services.orchestrator.quotas import Quotas
 from services.orchestrator.requests import RequestRules
 from services.orchestrator.sessions import Session, SessionName, Sessions
 from services.orchestrator.telemetry import SolutionMetrics
 from services.orchestrator.thresholds import settled_policy
+from services.rpc.auth import Caller, current_caller
 from services.rpc.convert import identity_to_proto
 from services.rpc.handlers import Context
 
-# Whose ids they are, until callers are told apart.
-_TENANT = ""
+# Of the time that a call has, this much is kept for the last event's way to the caller, so that a
+# solution without time ends with `Finished` rather than with the transport's DEADLINE_EXCEEDED.
+_MARGIN_SHARE: Final = 0.05
+_LONGEST_MARGIN_S: Final = 0.5
+# gRPC sends a call's time in few digits, and rounds it up by this share at most.
+_ROUNDED_SHARE: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +60,11 @@ class Desk:
 
     rules: RequestRules
     admission: Admission
+    quotas: Quotas
     models: RemoteModels
     metrics: SolutionMetrics
     router_fallback: RouterFallback
+    price: TargetPrice
     feedback: Feedback | None = None
     sessions: Sessions | None = None
 
@@ -70,13 +80,22 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> AsyncGenerator[orchestrator_pb2.GenerateSolutionResponse, None]:
         """Yields the events of a solution. A caller that goes away ends its model calls."""
         desk, arrived_s = self._desk, time.monotonic()
-        session = _session(desk.sessions, request)
+        call_time_s, caller = context.time_remaining(), current_caller()
+        session = _session(desk.sessions, request, caller)
         asked = desk.rules.asked(request)
+        budgets = _within_the_call(asked.budgets, call_time_s, spent_s=0.0)
+        # The caller's time runs from the call's arrival, the queue included.
+        deadline_s = _moment(arrived_s, budgets)
+        await desk.quotas.admit(caller)
+        account = Account()
         async with AsyncExitStack() as stack:
+            # Also where the caller leaves or a model fails: what was used was used. Before the
+            # place, so that nobody waits for a place while this is written down.
+            stack.push_async_callback(self._charge, caller, account)
             try:
-                # The caller's time runs from the call's arrival, the queue included.
-                deadline_s = _moment(arrived_s, asked.budgets)
-                await stack.enter_async_context(desk.admission.place(deadline_s))
+                await stack.enter_async_context(
+                    desk.admission.place(caller.tenant, deadline_s, caller.max_concurrency)
+                )
                 if session is not None:
                     stack.push_async_callback(session.release)
                     records = session.follow(deadline_s)
@@ -87,23 +106,26 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                     if session.is_finished:
                         return
             except DeadlineExceeded:
-                ledger = Ledger(elapsed_s=time.monotonic() - arrived_s)
-                yield event_to_proto(Finished(StopReason.DEADLINE, ledger))
+                account.ledger.elapsed_s = time.monotonic() - arrived_s
+                yield event_to_proto(Finished(StopReason.DEADLINE, account.ledger))
                 return
-            begun = Begun.of(session)
-            # What was spent before it was resumed is spent.
-            started_s = arrived_s - begun.ledger.elapsed_s
-            deadline_s = _moment(started_s, asked.budgets)
+            account.take_up(session)
+            spent_s = account.ledger.elapsed_s
+            started_s = arrived_s - spent_s
+            budgets = _within_the_call(asked.budgets, call_time_s, spent_s)
+            deadline_s = _moment(started_s, budgets)
             policy = await settled_policy(
                 asked.policy, desk.models.router, desk.router_fallback, deadline_s
             )
+            if asked.max_escalation_threshold is not None:
+                policy = LoadPricedPolicy(policy, asked.max_escalation_threshold, desk.price)
             watched = None
             if desk.feedback is not None and policy.name == ArbitragePolicy.name:
                 policy = watched = desk.feedback.of_solution(uuid4().hex, policy)
             solution = SolutionRequest(
                 problem=asked.problem,
                 policy=policy,
-                budgets=asked.budgets,
+                budgets=budgets,
                 sampling=_seeded(asked.sampling, session),
                 allow_degraded=asked.allow_degraded,
                 router_fallback=desk.router_fallback,
@@ -112,22 +134,28 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             models = desk.models.for_request(
                 deadline_s, is_cacheable=asked.sampling.is_deterministic
             )
-            ledger = begun.ledger
-            # Also where the caller leaves or a model fails: what was computed was computed.
-            stack.callback(desk.metrics.observe_ledger, ledger, deepcopy(ledger))
+            stack.callback(desk.metrics.observe_ledger, account.ledger, account.before)
             events = generate_solution(
-                solution, models, started_s=started_s, ledger=ledger, committed=begun.steps
+                solution,
+                models,
+                started_s=started_s,
+                ledger=account.ledger,
+                committed=account.steps,
             )
             await stack.enter_async_context(aclosing(events))
             async for event in events:
                 response = event_to_proto(event)
                 if session is not None and isinstance(event, StepCommitted | Finished):
                     # A step that the caller has seen is a step that can be resumed.
-                    await session.append(_record(response, ledger), deadline_s)
+                    await session.append(_record(response, account.ledger), deadline_s)
                 desk.metrics.observe(event)
                 if watched is not None:
                     watched.observe(event)
                 yield response
+
+    async def _charge(self, caller: Caller, account: Account) -> None:
+        used_count = account.ledger.used_token_count - account.before.used_token_count
+        await self._desk.quotas.charge(caller, used_count)
 
     async def GetCapabilities(  # noqa: N802 - the proto's name
         self, request: orchestrator_pb2.GetCapabilitiesRequest, context: Context
@@ -158,25 +186,26 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """What a solution has when this call takes it up: nothing, unless it is resumed."""
+@dataclass(slots=True)
+class Account:
+    """What a solution has cost, and what of it was there when this call took it up."""
 
-    steps: tuple[StepCommitted, ...]
-    ledger: Ledger
+    ledger: Ledger = field(default_factory=Ledger)
+    before: Ledger = field(default_factory=Ledger)
+    steps: tuple[StepCommitted, ...] = ()
 
-    @classmethod
-    def of(cls, session: Session | None) -> Begun:
-        """Returns what a session's records come to."""
+    def take_up(self, session: Session | None) -> None:
+        """Goes on from a session's records, where there are any."""
         if session is None or not session.records:
-            return cls((), Ledger())
+            return
         events = [event_from_proto(_response(record)) for record in session.records]
-        steps = tuple(event for event in events if isinstance(event, StepCommitted))
-        return cls(steps, ledger_from_proto(session.records[-1].ledger))
+        self.steps = tuple(event for event in events if isinstance(event, StepCommitted))
+        self.ledger = ledger_from_proto(session.records[-1].ledger)
+        self.before = deepcopy(self.ledger)
 
 
 def _session(
-    sessions: Sessions | None, request: orchestrator_pb2.GenerateSolutionRequest
+    sessions: Sessions | None, request: orchestrator_pb2.GenerateSolutionRequest, caller: Caller
 ) -> Session | None:
     """Returns the session that a request names; None where it names none."""
     if not request.HasField("request_id"):
@@ -193,7 +222,21 @@ def _session(
             "request_id: this deployment has no session store that orchestrators share; leave "
             "request_id out, or deploy one"
         )
-    return sessions.session(SessionName.of(request, _TENANT), request.resume_after_step)
+    return sessions.session(SessionName.of(request, caller.tenant), request.resume_after_step)
+
+
+def _within_the_call(budgets: Budgets, call_time_s: float | None, spent_s: float) -> Budgets:
+    """Returns the budgets with their time within the call's, of which some is left to say so.
+
+    What was spent before the call is none of its time.
+    """
+    if call_time_s is None:
+        return budgets
+    margin_s = min(_LONGEST_MARGIN_S, _MARGIN_SHARE * call_time_s)
+    limit_s = spent_s + call_time_s * (1.0 - _ROUNDED_SHARE) - margin_s
+    if budgets.time_limit_s is not None:
+        limit_s = min(limit_s, budgets.time_limit_s)
+    return replace(budgets, time_limit_s=limit_s)
 
 
 def _moment(started_s: float, budgets: Budgets) -> float | None:

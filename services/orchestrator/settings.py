@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, model_validator
 from arbitrage.core.limits import Budgets, Caps
 from arbitrage.core.speculation import RouterFallback
 from services.orchestrator.feedback import FeedbackRules
+from services.orchestrator.quotas import Limits
 from services.orchestrator.sessions import SessionRules
 from services.rpc.calls import CallLimits
 from services.rpc.settings import Port, PositiveCount, Seconds, ServerSettings, variable_of
@@ -63,6 +64,24 @@ class OrchestratorSettings(ServerSettings):
     )
     max_concurrency: PositiveCount = Field(64, description="Solutions that run together.")
     max_queue: int = Field(256, ge=0, description="Solutions that may wait; more are refused.")
+    tenant_max_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the solutions that run together that one tenant may have.",
+    )
+    target_step_capacity: PositiveCount | None = Field(
+        None,
+        description="Steps that all replicas of the target write well at once; with more, the "
+        "thresholds of callers that allow it rise. By default none does.",
+    )
+    default_requests_per_minute: PositiveCount | None = Field(
+        None, description="Requests a minute of a tenant whose key has no limit; by default any."
+    )
+    default_tokens_per_minute: PositiveCount | None = Field(
+        None, description="Tokens a minute of such a tenant; by default any."
+    )
     call_timeout_s: Seconds = Field(120.0, description="Longest model call, in seconds.")
     call_grace_s: Seconds = Field(
         2.0, description="Time a model call gets beyond its time limit, in seconds."
@@ -124,6 +143,11 @@ class OrchestratorSettings(ServerSettings):
     def session_rules(self) -> SessionRules:
         """The times of sessions."""
         return SessionRules(self.session_lease_s, self.session_ttl_s, self.session_patience_s)
+
+    @property
+    def default_limits(self) -> Limits:
+        """What a tenant may use in a minute whose key says nothing of it."""
+        return Limits(self.default_requests_per_minute, self.default_tokens_per_minute)
 
     @property
     def caps(self) -> Caps:

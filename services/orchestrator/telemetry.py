@@ -14,14 +14,14 @@ from arbitrage.core.events import Event, StepCommitted
 from arbitrage.core.ledger import Ledger, TokenLedger
 from arbitrage.core.ports import Clock, Generator, RouterDescription, StepRequest
 from arbitrage.core.steps import GeneratedStep, ModelIdentity, Score, Source
-from services.orchestrator.admission import Admission
+from services.orchestrator.admission import Admission, Outcome
 from services.rpc.telemetry import ROLES, SECONDS_BUCKETS
 
 _PHASES: Final = ("draft", "decision", "target", "orchestrator")
 _OUTCOMES: Final = ("kept", "discarded", "cancelled", "prefilled", "cached", "shadow")
 _FEEDBACK_RESULTS: Final = ("written", "no_room", "failed")
 _CACHE_RESULTS: Final = ("hit", "shared", "miss", "bypass")
-_STORE_OPERATIONS: Final = ("get", "put", "session", "feedback")
+_STORE_OPERATIONS: Final = ("get", "put", "session", "quota")
 _SESSION_RESULTS: Final = ("new", "resumed", "followed", "replayed", "restored", "taken")
 _STORE_BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25)
 _RECENT_WEIGHT: Final = 0.1
@@ -188,6 +188,60 @@ class SolutionMetrics:
                 self._tokens.labels(role, outcome).inc(now - then)
 
 
+class AdmissionMetrics:
+    """Counts what becomes of requests that ask for a place. No tenant: there is no end of them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._results = Counter(
+            "arbitrage_admissions",
+            "Requests by what became of them: admitted, refused (the queue was full), pushed_out "
+            "(of a full queue, by another tenant's), expired (no place within their time).",
+            ("result",),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "arbitrage_admission_wait_seconds",
+            "Time that admitted requests waited for their place.",
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        for outcome in Outcome:
+            self._results.labels(outcome.value)
+
+    def observe(self, outcome: Outcome, waited_s: float) -> None:
+        """Counts one request."""
+        self._results.labels(outcome.value).inc()
+        if outcome is Outcome.ADMITTED:
+            self._seconds.observe(waited_s)
+
+
+class QuotaMetrics:
+    """Counts what tenants are refused by their own limits."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._refusals = Counter(
+            "arbitrage_quota_refusals",
+            "Requests of tenants that had used up their requests or tokens of a minute.",
+            ("quota",),
+            registry=registry,
+        )
+        self._fallbacks = Counter(
+            "arbitrage_quota_fallbacks",
+            "Questions about quotas that this orchestrator answered alone: the store was away.",
+            registry=registry,
+        )
+        for quota in ("requests", "tokens"):
+            self._refusals.labels(quota)
+
+    def count_refusal(self, quota: str) -> None:
+        """Counts a request that was refused."""
+        self._refusals.labels(quota).inc()
+
+    def count_fallback(self) -> None:
+        """Counts a question that the store did not answer."""
+        self._fallbacks.inc()
+
+
 class RouterMetrics:
     """Counts what the router could not read."""
 
@@ -309,6 +363,15 @@ class CountedTarget:
                     yield item
         finally:
             self.demand.end(took_s)
+
+
+def register_price(registry: CollectorRegistry, price: Callable[[], float]) -> None:
+    """Shows the price of the target."""
+    Gauge(
+        "arbitrage_target_price",
+        "How far thresholds have risen to what their callers allow: 0 not at all, 1 all the way.",
+        registry=registry,
+    ).set_function(price)
 
 
 def register_admission(registry: CollectorRegistry, admission: Admission) -> None:

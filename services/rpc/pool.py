@@ -296,8 +296,9 @@ async def addresses_of(address: str) -> dict[str, str]:
         kind = socket.AF_INET if socket.AF_INET in kinds else socket.AF_INET6
         for family, _, _, _, location in infos:
             if family == kind:
-                ip, number = location[0], location[1]
-                assert isinstance(ip, str)
+                ip, number = socket.getnameinfo(
+                    location, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+                )
                 found[f"[{ip}]:{number}" if ":" in ip else f"{ip}:{number}"] = bare
     return found
 

@@ -26,6 +26,7 @@ from arbitrage.core.errors import (
     MalformedMessage,
     PolicyUnknown,
     SamplingOutOfRange,
+    ThresholdOutOfRange,
 )
 from arbitrage.core.policies import POLICIES
 from arbitrage.core.steps import Degradation, Sampling, Source, StopReason
@@ -133,6 +134,11 @@ def test_what_no_message_can_hold_is_refused_with_its_field(
         ("arbitrage", PolicyOptions(), Arbitrage()),
         ("arbitrage", PolicyOptions(threshold=0.4), Arbitrage(escalation_threshold=0.4)),
         ("arbitrage", PolicyOptions(target_share=0.3), Arbitrage(target_share=0.3)),
+        (
+            "arbitrage",
+            PolicyOptions(threshold=0.4, max_threshold=0.6),
+            Arbitrage(escalation_threshold=0.4, max_escalation_threshold=0.6),
+        ),
         ("rsd", PolicyOptions(threshold=0.6), Rsd(0.6)),
         ("oracle", PolicyOptions(), Oracle(0.0)),
         ("random", PolicyOptions(threshold=0.3, seed=7), Random(0.3, 7)),
@@ -157,6 +163,7 @@ def test_a_name_and_its_options_make_a_policy(
         ("draft_only", PolicyOptions(threshold=0.5), "threshold"),
         ("target_only", PolicyOptions(target_share=0.5), "target_share"),
         ("rsd", PolicyOptions(target_share=0.5), "target_share"),
+        ("rsd", PolicyOptions(max_threshold=0.5), "max_threshold"),
         ("arbitrage", PolicyOptions(seed=1), "seed"),
         ("oracle", PolicyOptions(token_count=1), "token_count"),
         ("random", PolicyOptions(), "threshold"),
@@ -170,6 +177,17 @@ def test_options_that_make_no_sense_together_are_refused(
     with pytest.raises(FieldInvalid) as caught:
         policy_named(name, options)
     assert caught.value.field == field
+
+
+def test_a_threshold_that_would_rise_downwards_is_refused() -> None:
+    with pytest.raises(ThresholdOutOfRange, match=r"escalation_threshold, 0\.5") as caught:
+        Arbitrage(escalation_threshold=0.5, max_escalation_threshold=0.4)
+    assert caught.value.field == "arbitrage.max_escalation_threshold"
+
+
+def test_what_the_threshold_may_rise_to_is_sent_only_if_given() -> None:
+    assert Arbitrage(max_escalation_threshold=0.5).to_proto().max_escalation_threshold == 0.5
+    assert not Arbitrage().to_proto().HasField("max_escalation_threshold")
 
 
 def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:

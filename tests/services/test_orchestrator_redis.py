@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from services.orchestrator.redis_link import opened_redis, redacted
 from services.orchestrator.redis_store import RedisStore
 from services.orchestrator.telemetry import StoreMetrics
 from services.rpc.program import StartError
-from tests.services.redis_servers import RedisServer, free_port, redis_server
+from tests.services.redis_servers import RedisServer, free_port, give_all_slots, redis_server
 from tests.services.running import House, Solution, asking, committed, solution, until
 
 
@@ -140,7 +139,7 @@ async def test_sentinels_name_the_primary(tmp_path: Path, server: RedisServer) -
 
 async def test_a_cluster_keeps_each_key_where_its_slot_is(tmp_path: Path) -> None:
     with redis_server(tmp_path, "--cluster-enabled", "yes") as node:
-        await asyncio.to_thread(_give_all_slots, node)
+        await asyncio.to_thread(give_all_slots, node)
         async with store_at(f"redis+cluster://127.0.0.1:{node.port}") as (store, _):
             await store.put(b"key", b"value", 60.0)
             assert await store.find(b"key") == b"value"
@@ -243,10 +242,3 @@ def _failures(registry: CollectorRegistry) -> float:
         for operation in ("get", "put")
     ]
     return sum(value or 0.0 for value in found)
-
-
-def _give_all_slots(node: RedisServer) -> None:
-    with node.client() as client:
-        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
-        while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
-            time.sleep(0.02)

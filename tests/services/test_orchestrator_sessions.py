@@ -31,6 +31,7 @@ from arbitrage.v1.trajectory_pb2 import (
 from services.orchestrator.redis_link import opened_redis
 from services.orchestrator.sessions import Session, SessionName, SessionRules, Sessions
 from services.orchestrator.telemetry import SessionMetrics, StoreMetrics
+from services.rpc.auth import ANONYMOUS
 from tests.services.redis_servers import RedisServer, redis_server
 from tests.services.running import House, Solution, asking, committed, refusal, solution, until
 
@@ -147,7 +148,7 @@ async def test_a_follower_takes_over_from_an_orchestrator_that_died(server: Redi
     house = house_at(server)
     async with sessions_at(server) as dead:
         # It has the lease and one step, and is never heard of again.
-        session = dead.session(SessionName.of(resuming(), ""), 0)
+        session = dead.session(SessionName.of(resuming(), ANONYMOUS.tenant), 0)
         assert await joined(session) == []
         async with house.open() as stub:
             call = solution(stub, resuming())
@@ -284,7 +285,7 @@ async def test_time_that_was_spent_before_is_spent(server: RedisServer) -> None:
     limited = resuming()
     limited.budgets.time_limit.FromMilliseconds(60_000)
     async with sessions_at(server) as sessions:
-        session = sessions.session(SessionName.of(limited, ""), 0)
+        session = sessions.session(SessionName.of(limited, ANONYMOUS.tenant), 0)
         await joined(session)
         record = session_pb2.SessionRecord()
         record.CopyFrom(_known_step())
