@@ -14,6 +14,8 @@ ArbitrageError
 ├── PreconditionFailed             good input that this deployment cannot serve
 │   ├── SessionStoreUnavailable
 │   └── CalibrationUnavailable
+├── Unauthenticated                the caller does not say who they are
+├── PermissionDenied               the caller may not do that
 ├── Overloaded                     come back after `retry_after_s`
 ├── Unavailable                    nobody there to answer
 │   ├── ModelUnavailable
@@ -129,6 +131,18 @@ class CalibrationUnavailable(PreconditionFailed):
     """`target_share` needs a router with a calibration table."""
 
     reason = "CALIBRATION_UNAVAILABLE"
+
+
+class Unauthenticated(ArbitrageError):
+    """The call needs an API key that is good."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(ArbitrageError):
+    """The caller is known, and may not do that."""
+
+    reason = "PERMISSION_DENIED"
 
 
 class Overloaded(ArbitrageError):
