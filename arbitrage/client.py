@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 from arbitrage.calls import Attempts, RequestOptions, Solution, SolutionCall, solution_of
+from arbitrage.channels import ClientTls, aio_channel, call_metadata, sync_channel
 from arbitrage.core.errors import Cancelled
 from arbitrage.core.events import Event
 from arbitrage.policy_specs import (
@@ -41,6 +42,7 @@ __all__ = [
     "Capabilities",
     "ChatMessage",
     "ChatRole",
+    "ClientTls",
     "DraftOnly",
     "FirstTokenEntropy",
     "Oracle",
@@ -64,13 +66,25 @@ class AsyncArbitrageClient:
     """Talks to an orchestrator from asyncio. Close it, or use it as a context manager.
 
     `retries` is how often a call that found nobody is made again before its first event; later
-    than that, steps would be decoded and paid for twice.
+    than that, steps would be decoded and paid for twice. Without `tls` the connection is
+    plaintext, and then an `api_key` goes to this machine only unless `allow_plaintext_key`.
     """
 
-    def __init__(self, address: str, *, retries: int = 2) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        retries: int = 2,
+        tls: ClientTls | None = None,
+        api_key: str | None = None,
+        allow_plaintext_key: bool = False,
+    ) -> None:
         self._address = address
         self._retries = retries
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._metadata = call_metadata(
+            api_key, address, is_encrypted=tls is not None, allow_plaintext=allow_plaintext_key
+        )
+        self._channel = aio_channel(address, tls, _CHANNEL_OPTIONS)
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
         self._streams: set[grpc.aio.UnaryStreamCall[Any, Any]] = set()
 
@@ -85,7 +99,7 @@ class AsyncArbitrageClient:
         call = SolutionCall(self._address, self._retries, problem, options)
         while True:
             messages = self._stub.GenerateSolution(
-                call.request, timeout=call.attempts.time_left_s()
+                call.request, timeout=call.attempts.time_left_s(), metadata=self._metadata
             )
             self._streams.add(messages)
             try:
@@ -116,7 +130,9 @@ class AsyncArbitrageClient:
         while True:
             try:
                 message = await self._stub.GetCapabilities(
-                    orchestrator_pb2.GetCapabilitiesRequest(), timeout=attempts.time_left_s()
+                    orchestrator_pb2.GetCapabilitiesRequest(),
+                    timeout=attempts.time_left_s(),
+                    metadata=self._metadata,
                 )
                 return capabilities_from_proto(message)
             except grpc.RpcError as error:
@@ -145,10 +161,21 @@ class AsyncArbitrageClient:
 class ArbitrageClient:
     """Talks to an orchestrator from ordinary code; otherwise as `AsyncArbitrageClient`."""
 
-    def __init__(self, address: str, *, retries: int = 2) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        retries: int = 2,
+        tls: ClientTls | None = None,
+        api_key: str | None = None,
+        allow_plaintext_key: bool = False,
+    ) -> None:
         self._address = address
         self._retries = retries
-        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._metadata = call_metadata(
+            api_key, address, is_encrypted=tls is not None, allow_plaintext=allow_plaintext_key
+        )
+        self._channel = sync_channel(address, tls, _CHANNEL_OPTIONS)
         self._stub = orchestrator_pb2_grpc.OrchestratorServiceStub(self._channel)
 
     def stream(
@@ -162,7 +189,7 @@ class ArbitrageClient:
         call = SolutionCall(self._address, self._retries, problem, options)
         while True:
             messages = self._stub.GenerateSolution(
-                call.request, timeout=call.attempts.time_left_s()
+                call.request, timeout=call.attempts.time_left_s(), metadata=self._metadata
             )
             try:
                 for message in messages:
@@ -185,7 +212,9 @@ class ArbitrageClient:
         while True:
             try:
                 message = self._stub.GetCapabilities(
-                    orchestrator_pb2.GetCapabilitiesRequest(), timeout=attempts.time_left_s()
+                    orchestrator_pb2.GetCapabilitiesRequest(),
+                    timeout=attempts.time_left_s(),
+                    metadata=self._metadata,
                 )
                 return capabilities_from_proto(message)
             except grpc.RpcError as error:

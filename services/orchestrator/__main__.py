@@ -28,9 +28,12 @@ from services.orchestrator.telemetry import (
     TargetDemand,
     register_admission,
 )
+from services.rpc.api_keys import ApiKeys
+from services.rpc.auth import Anyone, Authenticator
 from services.rpc.feedback_log import FeedbackLog
 from services.rpc.program import Program, main
 from services.rpc.telemetry import Telemetry
+from services.rpc.tls import ChannelOpener
 
 
 @asynccontextmanager
@@ -43,9 +46,10 @@ async def build(
     register_admission(registry, admission)
     metrics, demand = SolutionMetrics(registry), TargetDemand(registry)
     router_metrics = RouterMetrics(registry)
+    open_channel = await asyncio.to_thread(channel_opener, settings, telemetry)
     async with (
         opened_cache(settings, registry) as cache,
-        connected_models(settings, cache, demand, router_metrics) as models,
+        connected_models(settings, open_channel, cache, demand, router_metrics) as models,
     ):
         rules = RequestRules(settings.caps, settings.default_budgets, models.policies)
         feedback_metrics = FeedbackMetrics(registry, metrics.count_shadow)
@@ -53,6 +57,29 @@ async def build(
             yield OrchestratorServicer(
                 Desk(rules, admission, models, metrics, settings.router_fallback, feedback)
             )
+
+
+def channel_opener(settings: OrchestratorSettings, telemetry: Telemetry) -> ChannelOpener:
+    """Opens channels to models as the settings say.
+
+    Raises:
+        TlsError: a file cannot be used.
+    """
+    files = None
+    if settings.models_tls is not None:
+        files = settings.models_tls.watched(telemetry.failed_reloads.of("models_tls"))
+    return ChannelOpener(settings.max_message_mib, files)
+
+
+def authenticator(settings: OrchestratorSettings, telemetry: Telemetry) -> Authenticator:
+    """Asks for an API key where the settings name a file of them.
+
+    Raises:
+        KeysError: the file cannot be used.
+    """
+    if settings.api_keys_file is None:
+        return Anyone()
+    return ApiKeys(settings.api_keys_file, telemetry.failed_reloads.of("api_keys"))
 
 
 @asynccontextmanager
@@ -102,6 +129,7 @@ ORCHESTRATOR = Program(
     service=orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"],
     settings=OrchestratorSettings,
     build=build,
+    authenticator=authenticator,
 )
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -30,7 +30,6 @@ from services.rpc.clients import (
     GrpcGenerator,
     GrpcRouter,
     GrpcScorer,
-    open_channel,
     wait_until_serving,
 )
 from services.rpc.program import StartError
@@ -96,6 +95,7 @@ class RemoteModels:
 @asynccontextmanager
 async def connected_models(
     settings: OrchestratorSettings,
+    open_channel: Callable[[str], grpc.aio.Channel],
     cache: PrefixCache | None,
     demand: TargetDemand,
     router_metrics: RouterMetrics,
@@ -113,8 +113,7 @@ async def connected_models(
         for role in ("draft", "target", "prm", "router"):
             address = getattr(settings, f"{role}_address")
             if address is not None:
-                channel = open_channel(address, settings.max_message_mib)
-                channels[role] = await stack.enter_async_context(channel)
+                channels[role] = await stack.enter_async_context(open_channel(address))
         router = None
         if "router" in channels:
             router = GrpcRouter(channels["router"], limits, router_metrics.count_truncated)

@@ -29,6 +29,7 @@ from services.orchestrator.models import RemoteModels
 from services.orchestrator.requests import RequestRules
 from services.orchestrator.telemetry import SolutionMetrics
 from services.orchestrator.thresholds import settled_policy
+from services.rpc.auth import check_policy
 from services.rpc.convert import identity_to_proto
 from services.rpc.handlers import Context
 
@@ -58,6 +59,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         desk, arrived_s = self._desk, time.monotonic()
         _check_session(request)
         asked = desk.rules.asked(request)
+        check_policy(str(request.WhichOneof("policy")))
         deadline_s = None
         if asked.budgets.time_limit_s is not None:
             # The caller's time runs from the call's arrival, the queue included.

@@ -55,19 +55,29 @@ _SILENCE_TRUST_S = 5.0
 _KNOWN_ROUTERS = 8
 
 
-def open_channel(address: str, max_message_mib: int = 16) -> grpc.aio.Channel:
-    """Returns a channel to a model service. It connects when it is first used."""
-    return grpc.aio.insecure_channel(
-        address,
-        options=(
-            ("grpc.max_receive_message_length", max_message_mib * _MIB),
-            ("grpc.max_send_message_length", max_message_mib * _MIB),
-            # By default gRPC waits up to two minutes before it tries a lost server again.
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
-        ),
-    )
+def open_channel(
+    address: str,
+    max_message_mib: int = 16,
+    credentials: grpc.ChannelCredentials | None = None,
+    server_name: str | None = None,
+) -> grpc.aio.Channel:
+    """Returns a channel to a model service. It connects when it is first used.
+
+    With `credentials`, the server's certificate must name `server_name`, by default the host.
+    """
+    options: list[tuple[str, int | str]] = [
+        ("grpc.max_receive_message_length", max_message_mib * _MIB),
+        ("grpc.max_send_message_length", max_message_mib * _MIB),
+        # By default gRPC waits up to two minutes before it tries a lost server again.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+    ]
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options)
+    if server_name is not None:
+        options.append(("grpc.ssl_target_name_override", server_name))
+    return grpc.aio.secure_channel(address, credentials, options)
 
 
 async def wait_until_serving(channel: grpc.aio.Channel, service: str, what: str) -> None:

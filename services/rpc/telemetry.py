@@ -6,7 +6,7 @@ Labels are bounded, and every series is there at 0 from the start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any
@@ -23,6 +23,7 @@ from prometheus_client import (
 )
 
 from arbitrage.status import CODES
+from services.rpc.refusals import Refusals
 
 # Steps take between a millisecond (a cached answer) and minutes (a large model's long step).
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
@@ -59,6 +60,22 @@ class RpcMetrics:
         self._seconds.labels(method).observe(seconds)
 
 
+class FailedReloads:
+    """Counts files that changed and could not be used, so that what they said before serves on."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._counter = Counter(
+            "arbitrage_failed_reloads",
+            "Changed files that could not be used; what they said before stays in force.",
+            ("what",),
+            registry=registry,
+        )
+
+    def of(self, what: str) -> Callable[[], None]:
+        """Makes the series of some files appear, at 0, and returns what counts one failure."""
+        return self._counter.labels(what).inc
+
+
 class Telemetry:
     """Holds what a program shows of itself: its metrics, and its health by service name."""
 
@@ -66,6 +83,8 @@ class Telemetry:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.rpc = RpcMetrics(self.registry)
+        self.refusals = Refusals(self.registry)
+        self.failed_reloads = FailedReloads(self.registry)
         self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # stubs lack it
 
 
