@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -72,10 +73,10 @@ class Authority:
         certificate, key = self.issue("server", *SERVER_NAMES)
         return TlsFiles(client_ca, certificate, key)
 
-    def client(self, own: tuple[Path, Path] | None = None) -> ClientTls:
+    async def client(self, own: tuple[Path, Path] | None = None) -> ClientTls:
         """Returns what a client needs that believes this authority."""
         certificate, key = own or (None, None)
-        return ClientTls(ca=self.path, certificate=certificate, key=key)
+        return await asyncio.to_thread(ClientTls, ca=self.path, certificate=certificate, key=key)
 
     def _written(self, name: str, certificate: bytes, key: bytes) -> tuple[Path, Path]:
         paths = self._folder / f"{name}.pem", self._folder / f"{name}.key"

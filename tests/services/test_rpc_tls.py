@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -63,8 +62,8 @@ async def asked_over(
 
 async def asked_on(channel: grpc.aio.Channel) -> str:
     """Asks over a channel that is there."""
-    stub: generator_pb2_grpc.GeneratorServiceAsyncStub = (
-        generator_pb2_grpc.GeneratorServiceStub(channel)
+    stub: generator_pb2_grpc.GeneratorServiceAsyncStub = generator_pb2_grpc.GeneratorServiceStub(
+        channel
     )
     try:
         answer = await stub.GetGenerator(generator_pb2.GetGeneratorRequest(), timeout=20)
@@ -96,8 +95,10 @@ async def test_a_server_with_a_certificate_serves_those_who_believe_it(
     authority: Authority,
 ) -> None:
     async with serving(GENERATOR, servicer(), tls=authority.server()) as server:
-        assert await asked_over(local(server), authority.client()) == "fake"
-        assert isinstance(await refused(local(server), ClientTls()), Unavailable)
+        assert await asked_over(local(server), await authority.client()) == "fake"
+        assert isinstance(
+            await refused(local(server), await asyncio.to_thread(ClientTls)), Unavailable
+        )
         assert isinstance(await refused(local(server), None), Unavailable)
 
 
@@ -111,7 +112,7 @@ async def test_mutual_tls_lets_in_only_certificates_of_its_authority(
         "wrong": stranger.issue("wrong", ORCHESTRATOR),
         "none": None,
     }
-    clients = {name: authority.client(pair) for name, pair in own.items()}
+    clients = {name: await authority.client(pair) for name, pair in own.items()}
     tls = authority.server(client_ca=authority.path)
     async with serving(GENERATOR, servicer(), tls=tls) as server:
         assert await asked_over(local(server), clients["good"]) == "fake"
@@ -124,8 +125,8 @@ async def test_of_callers_with_a_certificate_only_those_that_are_named_may_call(
     authority: Authority, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     issue = authority.issue_for_uri if "://" in name else authority.issue
-    named = authority.client(issue("named", name))
-    other = authority.client(authority.issue("other", "intruder.example"))
+    named = await authority.client(issue("named", name))
+    other = await authority.client(authority.issue("other", "intruder.example"))
     telemetry = Telemetry()
     async with serving(
         GENERATOR,
@@ -146,7 +147,7 @@ async def test_of_callers_with_a_certificate_only_those_that_are_named_may_call(
 
 async def test_a_common_name_is_no_name_to_be_let_in_by(authority: Authority) -> None:
     # gRPC's own `peer_identities` falls back on it, and anybody may write anything there.
-    unnamed = authority.client(authority.issue("unnamed", "user@example.org"))
+    unnamed = await authority.client(authority.issue("unnamed", "user@example.org"))
     tls = authority.server(client_ca=authority.path)
     door = AllowedCallers(frozenset({"user@example.org", ""}), Anyone())
     async with serving(GENERATOR, servicer(), tls=tls, authenticator=door) as server:
@@ -157,7 +158,7 @@ async def test_a_common_name_is_no_name_to_be_let_in_by(authority: Authority) ->
 async def test_health_asks_for_no_name_but_for_the_certificate(authority: Authority) -> None:
     tls = authority.server(client_ca=authority.path)
     door = AllowedCallers(frozenset({ORCHESTRATOR}), Anyone())
-    prober = authority.client(authority.issue("prober", "prober.example"))
+    prober = await authority.client(authority.issue("prober", "prober.example"))
     request = health_pb2.HealthCheckRequest()
     async with serving(GENERATOR, servicer(), tls=tls, authenticator=door) as server:
         async with aio_channel(local(server), prober, ()) as channel:
@@ -173,14 +174,14 @@ async def test_a_renewed_certificate_is_shown_to_the_next_caller_without_a_resta
 ) -> None:
     async with (
         serving(GENERATOR, servicer(), tls=authority.server()) as server,
-        aio_channel(local(server), authority.client(), ()) as standing,
+        aio_channel(local(server), await authority.client(), ()) as standing,
     ):
         assert await asked_on(standing) == "fake"
         before = await shown_certificate(server, authority)
         assert await shown_certificate(server, authority) == before
         authority.issue("server", *SERVER_NAMES)
         assert await shown_certificate(server, authority) != before
-        assert await asked_over(local(server), authority.client()) == "fake"
+        assert await asked_over(local(server), await authority.client()) == "fake"
         assert await asked_on(standing) == "fake"
 
 
@@ -190,8 +191,8 @@ async def test_an_authority_that_is_taken_away_lets_nobody_new_in(
     successor = Authority(tmp_path, "successor")
     trusted = tmp_path / "trusted.pem"
     trusted.write_bytes(authority.path.read_bytes())
-    old = authority.client(authority.issue("old", ORCHESTRATOR))
-    new = authority.client(successor.issue("new", ORCHESTRATOR))
+    old = await authority.client(authority.issue("old", ORCHESTRATOR))
+    new = await authority.client(successor.issue("new", ORCHESTRATOR))
     tls = authority.server(client_ca=trusted)
     async with serving(GENERATOR, servicer(), tls=tls) as server:
         assert await asked_over(local(server), old) == "fake"
@@ -364,7 +365,7 @@ async def test_the_whole_way_may_be_encrypted(authority: Authority) -> None:
         models_tls=authority.server(client_ca=authority.path),
         tls=authority.server(),
     )
-    tls = authority.client()
+    tls = await authority.client()
     async with house.open(), AsyncArbitrageClient(house.address, tls=tls) as client:
         assert (await client.solve("1 + 1?", policy=DraftOnly())).steps
 
@@ -381,15 +382,15 @@ async def test_an_opener_says_when_channels_should_be_opened_again(
     async with serving(GENERATOR, servicer(), tls=tls) as server:
         async with opener(local(server)) as channel:
             assert await asked_on(channel) == "fake"
-        assert not opener.changed()
+        assert not await asyncio.to_thread(opener.changed)
         own[1].write_bytes(b"half a key")
-        assert not opener.changed()
+        assert not await asyncio.to_thread(opener.changed)
         authority.issue("own", ORCHESTRATOR)
-        assert opener.changed()
-        assert opener.changed()
+        assert await asyncio.to_thread(opener.changed)
+        assert await asyncio.to_thread(opener.changed)
         async with opener(local(server)) as channel:
             assert await asked_on(channel) == "fake"
-        assert not opener.changed()
+        assert not await asyncio.to_thread(opener.changed)
 
 
 async def test_an_address_that_was_looked_up_is_checked_by_the_name_it_had(
@@ -397,7 +398,7 @@ async def test_an_address_that_was_looked_up_is_checked_by_the_name_it_had(
 ) -> None:
     certificate, key = authority.issue("pod", "target.arbitrage.svc")
     files = TlsFiles(authority.path, None, None, "models_tls")
-    opener = ChannelOpener(16, files.watched(lambda: None))
+    opener = ChannelOpener(16, await asyncio.to_thread(files.watched, lambda: None))
     async with serving(GENERATOR, servicer(), tls=TlsFiles(None, certificate, key)) as server:
         async with opener(server.address, "target.arbitrage.svc") as channel:
             assert await asked_on(channel) == "fake"
@@ -423,4 +424,3 @@ async def test_metadata_beyond_the_limit_is_refused_before_it_is_read() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await stub.GetGenerator(request, timeout=20, metadata=(("x", "a" * 20_000),))
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    logging.getLogger(__name__).info("%s", raised.value.details())
