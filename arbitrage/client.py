@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 from arbitrage.calls import Addresses, Attempts, RequestOptions, Solution, SolutionCall, solution_of
+from arbitrage.channels import ClientTls, aio_channel, call_metadata, sync_channel
 from arbitrage.core.errors import Cancelled
 from arbitrage.core.events import Event
 from arbitrage.policy_specs import (
@@ -41,6 +42,7 @@ __all__ = [
     "Capabilities",
     "ChatMessage",
     "ChatRole",
+    "ClientTls",
     "DraftOnly",
     "FirstTokenEntropy",
     "Oracle",
@@ -66,13 +68,27 @@ class AsyncArbitrageClient:
     `address` is host:port, or several of them: where one fails, the next is asked. `retries` is how
     often a call that found nobody is made again, and again after every step that came. A stream
     that breaks is resumed where the deployment keeps sessions; elsewhere it fails, for its steps
-    would be decoded and paid for twice.
+    would be decoded and paid for twice. Without `tls` the connection is plaintext, and then an
+    `api_key` goes to this machine only unless `allow_plaintext_key`.
     """
 
-    def __init__(self, address: str | Sequence[str], *, retries: int = 5) -> None:
+    def __init__(
+        self,
+        address: str | Sequence[str],
+        *,
+        retries: int = 5,
+        tls: ClientTls | None = None,
+        api_key: str | None = None,
+        allow_plaintext_key: bool = False,
+    ) -> None:
         self._addresses = Addresses(address)
         self._retries = retries
         self._is_resumable = True
+        self._tls = tls
+        for named in self._addresses.all:
+            self._metadata = call_metadata(
+                api_key, named, is_encrypted=tls is not None, allow_plaintext=allow_plaintext_key
+            )
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._streams: set[grpc.aio.UnaryStreamCall[Any, Any]] = set()
 
@@ -89,7 +105,9 @@ class AsyncArbitrageClient:
         )
         while True:
             stub = self._stub(call.attempts.address())
-            messages = stub.GenerateSolution(call.request, timeout=call.attempts.time_left_s())
+            messages = stub.GenerateSolution(
+                call.request, timeout=call.attempts.time_left_s(), metadata=self._metadata
+            )
             self._streams.add(messages)
             try:
                 async for message in messages:
@@ -122,7 +140,9 @@ class AsyncArbitrageClient:
         while True:
             try:
                 message = await self._stub(attempts.address()).GetCapabilities(
-                    orchestrator_pb2.GetCapabilitiesRequest(), timeout=attempts.time_left_s()
+                    orchestrator_pb2.GetCapabilitiesRequest(),
+                    timeout=attempts.time_left_s(),
+                    metadata=self._metadata,
                 )
                 return capabilities_from_proto(message)
             except grpc.RpcError as error:
@@ -139,7 +159,7 @@ class AsyncArbitrageClient:
 
     def _stub(self, address: str) -> orchestrator_pb2_grpc.OrchestratorServiceAsyncStub:
         if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+            self._channels[address] = aio_channel(address, self._tls, _CHANNEL_OPTIONS)
         stub: orchestrator_pb2_grpc.OrchestratorServiceAsyncStub = (
             orchestrator_pb2_grpc.OrchestratorServiceStub(self._channels[address])
         )
@@ -160,10 +180,23 @@ class AsyncArbitrageClient:
 class ArbitrageClient:
     """Talks to orchestrators from ordinary code; otherwise as `AsyncArbitrageClient`."""
 
-    def __init__(self, address: str | Sequence[str], *, retries: int = 5) -> None:
+    def __init__(
+        self,
+        address: str | Sequence[str],
+        *,
+        retries: int = 5,
+        tls: ClientTls | None = None,
+        api_key: str | None = None,
+        allow_plaintext_key: bool = False,
+    ) -> None:
         self._addresses = Addresses(address)
         self._retries = retries
         self._is_resumable = True
+        self._tls = tls
+        for named in self._addresses.all:
+            self._metadata = call_metadata(
+                api_key, named, is_encrypted=tls is not None, allow_plaintext=allow_plaintext_key
+            )
         self._channels: dict[str, grpc.Channel] = {}
 
     def stream(
@@ -179,7 +212,9 @@ class ArbitrageClient:
         )
         while True:
             stub = self._stub(call.attempts.address())
-            messages = stub.GenerateSolution(call.request, timeout=call.attempts.time_left_s())
+            messages = stub.GenerateSolution(
+                call.request, timeout=call.attempts.time_left_s(), metadata=self._metadata
+            )
             try:
                 for message in messages:
                     event = call.received(message)
@@ -204,7 +239,9 @@ class ArbitrageClient:
         while True:
             try:
                 message = self._stub(attempts.address()).GetCapabilities(
-                    orchestrator_pb2.GetCapabilitiesRequest(), timeout=attempts.time_left_s()
+                    orchestrator_pb2.GetCapabilitiesRequest(),
+                    timeout=attempts.time_left_s(),
+                    metadata=self._metadata,
                 )
                 return capabilities_from_proto(message)
             except grpc.RpcError as error:
@@ -218,7 +255,7 @@ class ArbitrageClient:
 
     def _stub(self, address: str) -> orchestrator_pb2_grpc.OrchestratorServiceStub:
         if address not in self._channels:
-            self._channels[address] = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+            self._channels[address] = sync_channel(address, self._tls, _CHANNEL_OPTIONS)
         return orchestrator_pb2_grpc.OrchestratorServiceStub(self._channels[address])
 
     def __enter__(self) -> Self:

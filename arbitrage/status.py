@@ -28,6 +28,8 @@ from arbitrage.core.errors import (
     InvalidRequest,
     NotServing,
     Overloaded,
+    PermissionDenied,
+    Unauthenticated,
     Unavailable,
     leaves,
 )
@@ -49,6 +51,8 @@ CODES: Final[Mapping[str, grpc.StatusCode]] = MappingProxyType(
         "SESSION_STORE_UNAVAILABLE": grpc.StatusCode.FAILED_PRECONDITION,
         "SESSION_NOT_FOUND": grpc.StatusCode.FAILED_PRECONDITION,
         "CALIBRATION_UNAVAILABLE": grpc.StatusCode.FAILED_PRECONDITION,
+        "UNAUTHENTICATED": grpc.StatusCode.UNAUTHENTICATED,
+        "PERMISSION_DENIED": grpc.StatusCode.PERMISSION_DENIED,
         "OVERLOADED": grpc.StatusCode.RESOURCE_EXHAUSTED,
         "QUOTA_EXCEEDED": grpc.StatusCode.RESOURCE_EXHAUSTED,
         "DRAFT_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
@@ -151,6 +155,10 @@ def _from_code(code: int, message: str, unavailable: type[Unavailable]) -> Arbit
         return Cancelled(message)
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]:
         return Overloaded(message)
+    if code == grpc.StatusCode.UNAUTHENTICATED.value[0]:
+        return Unauthenticated(message)
+    if code == grpc.StatusCode.PERMISSION_DENIED.value[0]:
+        return PermissionDenied(message)
     if code == grpc.StatusCode.UNIMPLEMENTED.value[0]:
         return Internal(f"another service answers at this address: {message}")
     return Internal(message)

@@ -15,6 +15,8 @@ ArbitrageError
 │   ├── SessionStoreUnavailable
 │   ├── SessionNotFound
 │   └── CalibrationUnavailable
+├── Unauthenticated                the caller does not say who they are
+├── PermissionDenied               the caller may not do that
 ├── Overloaded                     come back after `retry_after_s`
 │   └── QuotaExceeded
 ├── Unavailable                    nobody there to answer
@@ -139,6 +141,18 @@ class CalibrationUnavailable(PreconditionFailed):
     """`target_share` needs a router with a calibration table."""
 
     reason = "CALIBRATION_UNAVAILABLE"
+
+
+class Unauthenticated(ArbitrageError):
+    """The call needs an API key that is good."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(ArbitrageError):
+    """The caller is known, and may not do that."""
+
+    reason = "PERMISSION_DENIED"
 
 
 class Overloaded(ArbitrageError):

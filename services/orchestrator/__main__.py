@@ -36,10 +36,13 @@ from services.orchestrator.telemetry import (
     register_admission,
     register_price,
 )
+from services.rpc.api_keys import ApiKeys
+from services.rpc.auth import Anyone, Authenticator
 from services.rpc.background import in_background
 from services.rpc.feedback_log import FeedbackLog
 from services.rpc.program import Program, main
 from services.rpc.telemetry import PoolMetrics, Telemetry
+from services.rpc.tls import ChannelOpener
 
 
 @asynccontextmanager
@@ -58,11 +61,14 @@ async def build(
     register_admission(registry, admission)
     metrics, demand = SolutionMetrics(registry), TargetDemand(registry)
     router_metrics, quota_metrics = RouterMetrics(registry), QuotaMetrics(registry)
+    opener = await asyncio.to_thread(channel_opener, settings, telemetry)
     async with (
         opened_link(settings, store_metrics) as link,
         opened_cache(settings, link, registry) as cache,
         opened_sessions(settings, link, session_metrics) as sessions,
-        connected_models(settings, cache, demand, router_metrics, PoolMetrics(registry)) as models,
+        connected_models(
+            settings, opener, cache, demand, router_metrics, PoolMetrics(registry)
+        ) as models,
         watched_revisions(cache, models),
     ):
         rules = RequestRules(settings.caps, settings.default_budgets, models.policies)
@@ -87,6 +93,29 @@ async def build(
                     sessions,
                 )
             )
+
+
+def channel_opener(settings: OrchestratorSettings, telemetry: Telemetry) -> ChannelOpener:
+    """Opens channels to models as the settings say.
+
+    Raises:
+        TlsError: a file cannot be used.
+    """
+    files = None
+    if settings.models_tls is not None:
+        files = settings.models_tls.watched(telemetry.failed_reloads.of("models_tls"))
+    return ChannelOpener(settings.max_message_mib, files)
+
+
+def authenticator(settings: OrchestratorSettings, telemetry: Telemetry) -> Authenticator:
+    """Asks for an API key where the settings name a file of them.
+
+    Raises:
+        KeysError: the file cannot be used.
+    """
+    if settings.api_keys_file is None:
+        return Anyone()
+    return ApiKeys(settings.api_keys_file, telemetry.failed_reloads.of("api_keys"))
 
 
 @asynccontextmanager
@@ -171,6 +200,7 @@ ORCHESTRATOR = Program(
     service=orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"],
     settings=OrchestratorSettings,
     build=build,
+    authenticator=authenticator,
 )
 
 if __name__ == "__main__":

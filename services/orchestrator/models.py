@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-
-import grpc.aio
 
 from arbitrage.core.errors import (
     DraftUnavailable,
@@ -26,10 +24,12 @@ from services.orchestrator.cached_models import CachedGenerator, CachedScorer
 from services.orchestrator.prefix_cache import PrefixCache
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.telemetry import CountedTarget, RouterMetrics, TargetDemand
+from services.rpc.background import in_background
 from services.rpc.clients import GrpcGenerator, GrpcRouter, GrpcScorer
-from services.rpc.pool import Pool, open_channel, opened_pool
+from services.rpc.pool import Pool, opened_pool
 from services.rpc.program import StartError
 from services.rpc.telemetry import ROLES, PoolMetrics
+from services.rpc.tls import ChannelOpener
 
 _log = logging.getLogger(__name__)
 _AGAIN_S = 0.5
@@ -109,6 +109,7 @@ class RemoteModels:
 @asynccontextmanager
 async def connected_models(
     settings: OrchestratorSettings,
+    opener: ChannelOpener,
     cache: PrefixCache | None,
     demand: TargetDemand,
     router_metrics: RouterMetrics,
@@ -122,19 +123,17 @@ async def connected_models(
         StartError: draft and target do not end their steps with the same text.
     """
     limits = settings.call_limits
-
-    def open_one(address: str, name: str) -> grpc.aio.Channel:
-        return open_channel(address, name, settings.max_message_mib)
-
     async with AsyncExitStack() as stack:
         pools = {}
         for role in ROLES:
             address = getattr(settings, f"{role}_address")
             if address is not None:
                 opened = opened_pool(
-                    role, address, open_one, pool_metrics, settings.resolve_interval_s
+                    role, address, opener, pool_metrics, settings.resolve_interval_s
                 )
                 pools[role] = await stack.enter_async_context(opened)
+        renewing = _renew_channels(opener, pools.values(), settings.resolve_interval_s)
+        await stack.enter_async_context(in_background(renewing))
         router = None
         if "router" in pools:
             router = GrpcRouter(pools["router"], limits, router_metrics.count_truncated)
@@ -158,6 +157,17 @@ async def connected_models(
                 f"at {settings.target_address} with {target!r}; deploy two generators that agree"
             )
         yield models
+
+
+async def _renew_channels(
+    opener: ChannelOpener, pools: Collection[Pool], interval_s: float
+) -> None:
+    """Opens every channel anew whenever the certificates have changed, until it is cancelled."""
+    while True:
+        await asyncio.sleep(interval_s)
+        if await asyncio.to_thread(opener.changed):
+            for pool in pools:
+                await pool.resolve(anew=True)
 
 
 async def _separator(pool: Pool, generator: GrpcGenerator) -> str:

@@ -42,7 +42,7 @@ from services.orchestrator.requests import RequestRules
 from services.orchestrator.sessions import Session, SessionName, Sessions
 from services.orchestrator.telemetry import SolutionMetrics
 from services.orchestrator.thresholds import settled_policy
-from services.rpc.auth import Caller, current_caller
+from services.rpc.auth import Caller, check_policy, current_caller
 from services.rpc.convert import identity_to_proto
 from services.rpc.handlers import Context
 
@@ -83,6 +83,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         call_time_s, caller = context.time_remaining(), current_caller()
         session = _session(desk.sessions, request, caller)
         asked = desk.rules.asked(request)
+        check_policy(str(request.WhichOneof("policy")))
         budgets = _within_the_call(asked.budgets, call_time_s, spent_s=0.0)
         # The caller's time runs from the call's arrival, the queue included.
         deadline_s = _moment(arrived_s, budgets)

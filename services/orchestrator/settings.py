@@ -13,7 +13,15 @@ from services.orchestrator.feedback import FeedbackRules
 from services.orchestrator.quotas import Limits
 from services.orchestrator.sessions import SessionRules
 from services.rpc.calls import CallLimits
-from services.rpc.settings import Port, PositiveCount, Seconds, ServerSettings, variable_of
+from services.rpc.settings import (
+    Port,
+    PositiveCount,
+    Seconds,
+    ServerSettings,
+    check_needs,
+    variable_of,
+)
+from services.rpc.tls import TlsFiles
 
 Address = Annotated[str, Field(min_length=1)]
 _MIB = 1 << 20
@@ -111,6 +119,17 @@ class OrchestratorSettings(ServerSettings):
     session_patience_s: Seconds = Field(
         10.0, description="Time a committed step waits for a store that is away, in seconds."
     )
+    api_keys_file: Path | None = Field(
+        None, description="TOML file with the API keys that callers need; by default none."
+    )
+    models_tls_ca: Path | None = Field(
+        None,
+        description="PEM file with the CA of the models' certificates; without it, plaintext.",
+    )
+    models_tls_certificate: Path | None = Field(
+        None, description="PEM file with the certificate that models are shown."
+    )
+    models_tls_key: Path | None = Field(None, description="PEM file with its private key.")
 
     feedback_sample_rate: float = Field(
         0.0,
@@ -150,6 +169,14 @@ class OrchestratorSettings(ServerSettings):
         return Limits(self.default_requests_per_minute, self.default_tokens_per_minute)
 
     @property
+    def models_tls(self) -> TlsFiles | None:
+        """The files that model services are reached with; None is plaintext."""
+        if self.models_tls_ca is None:
+            return None
+        files = self.models_tls_ca, self.models_tls_certificate, self.models_tls_key
+        return TlsFiles(*files, prefix="models_tls")
+
+    @property
     def caps(self) -> Caps:
         """The most a caller may ask for."""
         return Caps(
@@ -179,6 +206,13 @@ class OrchestratorSettings(ServerSettings):
     def prefix_cache_bytes(self) -> int:
         """Memory of the prefix cache."""
         return self.prefix_cache_mib * _MIB
+
+    @model_validator(mode="after")
+    def _models_tls_is_whole(self) -> Self:
+        check_needs(self, "models_tls_certificate", "models_tls_key")
+        check_needs(self, "models_tls_key", "models_tls_certificate")
+        check_needs(self, "models_tls_certificate", "models_tls_ca")
+        return self
 
     @model_validator(mode="after")
     def _feedback_has_what_it_needs(self) -> Self:

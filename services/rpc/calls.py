@@ -22,6 +22,8 @@ from arbitrage.core.errors import (
     ModelUnavailable,
     NotServing,
     Overloaded,
+    PermissionDenied,
+    Unauthenticated,
     Unavailable,
 )
 from arbitrage.status import from_rpc_error
@@ -161,7 +163,8 @@ class ModelCall:
         # and one that stays overloaded has no place: for the request, the model is not there.
         if isinstance(known, Unavailable | DeadlineExceeded | Cancelled | Overloaded):
             return known if isinstance(known, self._unavailable) else self._unavailable(str(known))
-        if isinstance(known, Internal):
+        if isinstance(known, Internal | Unauthenticated | PermissionDenied):
+            # It is this program that the model turned away, not the one who asked it.
             return Internal(f"{self._role}: {known}")
         return known
 

@@ -21,13 +21,17 @@ from google.protobuf.message_factory import GetMessageClass
 
 from arbitrage.core.errors import ArbitrageError, DeadlineExceeded, Internal
 from arbitrage.status import DETAILS_KEY, code_of, to_status
+from services.rpc.auth import Anyone, Authenticator, enter_call
 from services.rpc.gate import Gate
 from services.rpc.malformed import parse
+from services.rpc.refusals import Refusals
 from services.rpc.telemetry import RpcMetrics
 
 _log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
+# What gRPC calls the names in a caller's certificate that a mesh goes by.
+_IDENTITIES = ("peer_dns", "peer_uri")
 
 
 class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in stubs only
@@ -42,10 +46,13 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # gene
         service: ServiceDescriptor,
         gate: Gate,
         metrics: RpcMetrics,
+        refusals: Refusals,
         write_timeout_s: float,
     ) -> None:
         self._gate = gate
         self._metrics = metrics
+        self._refusals = refusals
+        self._authenticator: Authenticator = Anyone()
         self._write_timeout_s = write_timeout_s
         self._servicer: object | None = None
         self._methods = {
@@ -54,9 +61,10 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # gene
         }
         metrics.register(method.name for method in service.methods)
 
-    def install(self, servicer: object) -> None:
-        """Sets who answers; until then, and while the gate is closed, calls are refused."""
+    def install(self, servicer: object, authenticator: Authenticator) -> None:
+        """Sets who answers whom; until then, and while the gate is closed, calls are refused."""
         self._servicer = servicer
+        self._authenticator = authenticator
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
@@ -117,6 +125,10 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # gene
         code = grpc.StatusCode.CANCELLED
         try:
             async with self._gate.passed():
+                metadata = context.invocation_metadata() or ()
+                enter_call(
+                    await self._authenticator.authenticate(method, metadata, _names_of(context))
+                )
                 yield
             code = grpc.StatusCode.OK
         except asyncio.CancelledError:
@@ -124,9 +136,15 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # gene
         except Exception as error:  # noqa: BLE001 - the last line of defence; nothing is lost
             known = _known(method, error)
             code = code_of(known)
+            self._refusals.count_error(known, context.peer())
             await _abort(context, known)
         finally:
             self._metrics.count(method, code, time.monotonic() - started_s)
+
+
+def _names_of(context: Context) -> frozenset[str]:
+    shown = context.auth_context()
+    return frozenset(name.decode() for kind in _IDENTITIES for name in shown.get(kind, ()))
 
 
 def _serialize(message: Message) -> bytes:

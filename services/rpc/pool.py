@@ -46,16 +46,18 @@ StubT = TypeVar("StubT")
 OpenChannel = Callable[[str, str], grpc.aio.Channel]
 
 
-def open_channel(address: str, name: str = "", max_message_mib: int = 16) -> grpc.aio.Channel:
-    """Returns a channel to a model service. It connects when it is first used."""
-    return grpc.aio.insecure_channel(address, options=channel_options(name, max_message_mib))
+def open_channel(
+    address: str,
+    name: str = "",
+    max_message_mib: int = 16,
+    credentials: grpc.ChannelCredentials | None = None,
+) -> grpc.aio.Channel:
+    """Returns a channel to a model service. It connects when it is first used.
 
-
-def channel_options(name: str, max_message_mib: int) -> tuple[tuple[str, Any], ...]:
-    """Returns what every channel to a model service is told."""
-    authority = (("grpc.default_authority", name),) if name else ()
-    return (
-        *authority,
+    `name` is the host that is meant, where the address was looked up; with `credentials`, the
+    server's certificate must bear it.
+    """
+    options: list[tuple[str, int | str]] = [
         ("grpc.max_receive_message_length", max_message_mib * _MIB),
         ("grpc.max_send_message_length", max_message_mib * _MIB),
         # By default gRPC waits up to two minutes before it tries a lost server again.
@@ -64,7 +66,14 @@ def channel_options(name: str, max_message_mib: int) -> tuple[tuple[str, Any], .
         ("grpc.max_reconnect_backoff_ms", 500),
         # Two pools, as of draft and target behind one address, do not share a connection.
         ("grpc.use_local_subchannel_pool", 1),
-    )
+    ]
+    if name:
+        options.append(("grpc.default_authority", name))
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options)
+    if name:
+        options.append(("grpc.ssl_target_name_override", name))
+    return grpc.aio.secure_channel(address, credentials, options)
 
 
 class Replica:

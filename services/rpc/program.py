@@ -13,16 +13,20 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
 
 from google.protobuf.descriptor import ServiceDescriptor
 
+from services.rpc.api_keys import KeysError
+from services.rpc.auth import AllowedCallers, Anyone, Authenticator
+from services.rpc.core_log import core_log
 from services.rpc.server import Listener, PortTaken, RpcServer
 from services.rpc.settings import SettingsError, SettingsT, read_settings, variable_of
 from services.rpc.telemetry import MetricsEndpoint, Telemetry
+from services.rpc.tls import TlsError, server_files
 
 _log = logging.getLogger("arbitrage")
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -37,12 +41,14 @@ class Program(Generic[SettingsT]):
     """One service program.
 
     `build` makes the servicer, ready to answer, and takes down what it made when it is left.
+    `authenticator` says who may call at all; it may read files.
     """
 
     component: str
     service: ServiceDescriptor
     settings: type[SettingsT]
     build: Callable[[SettingsT, Telemetry], AbstractAsyncContextManager[object]]
+    authenticator: Callable[[SettingsT, Telemetry], Authenticator] = lambda *_: Anyone()
 
 
 def main(program: Program[SettingsT]) -> int:
@@ -53,17 +59,21 @@ def main(program: Program[SettingsT]) -> int:
         for problem in error.problems:
             _complain(program.component, problem)
         return 2
-    logging.basicConfig(level=settings.log_level, format=_LOG_FORMAT, stream=sys.stderr)
-    try:
-        asyncio.run(_run(program, settings))
-    except StartError as error:
-        _complain(program.component, str(error))
-        return 2
+    telemetry = Telemetry()
+    is_tls = settings.tls_certificate is not None
+    # First of all, for it gives `sys.stderr` another file.
+    with core_log(telemetry.refusals.count_handshake) if is_tls else nullcontext():
+        logging.basicConfig(level=settings.log_level, format=_LOG_FORMAT, stream=sys.stderr)
+        try:
+            asyncio.run(_run(program, settings, telemetry))
+        except StartError as error:
+            _complain(program.component, str(error))
+            return 2
     return 0
 
 
-async def _run(program: Program[SettingsT], settings: SettingsT) -> None:
-    await _Run(program, settings).run()
+async def _run(program: Program[SettingsT], settings: SettingsT, telemetry: Telemetry) -> None:
+    await _Run(program, settings, telemetry).run()
 
 
 def _complain(component: str, problem: str) -> None:
@@ -73,14 +83,20 @@ def _complain(component: str, problem: str) -> None:
 class _Run(Generic[SettingsT]):
     """One run of a program, from its ports to its last call."""
 
-    def __init__(self, program: Program[SettingsT], settings: SettingsT) -> None:
+    def __init__(
+        self, program: Program[SettingsT], settings: SettingsT, telemetry: Telemetry
+    ) -> None:
         self._program = program
         self._settings = settings
-        self._telemetry = Telemetry()
+        self._telemetry = telemetry
         self._stopping = asyncio.Event()
         self._start_error: StartError | None = None
         listener = Listener(
-            settings.host, settings.port, settings.max_message_mib, settings.write_timeout_s
+            settings.host,
+            settings.port,
+            settings.max_message_mib,
+            settings.write_timeout_s,
+            server_files(settings),
         )
         self._server = RpcServer(program.service, listener, self._telemetry)
 
@@ -127,16 +143,22 @@ class _Run(Generic[SettingsT]):
                 await server.start()
             except PortTaken as error:
                 raise _port_taken("port", settings.host, settings.port) from error
+            authenticator = await asyncio.to_thread(self._authenticator)
             async with self._program.build(settings, self._telemetry) as servicer:
-                await server.open(servicer)
+                await server.open(servicer, authenticator)
                 await self._announce(metrics_port)
                 await self._stopping.wait()
                 await server.drain(settings.shutdown_grace_s)
-        except StartError as error:
-            self._start_error = error
+        except (TlsError, KeysError, StartError) as error:
+            self._start_error = StartError(str(error))
             self._stopping.set()
         finally:
             await server.stop()
+
+    def _authenticator(self) -> Authenticator:
+        inner = self._program.authenticator(self._settings, self._telemetry)
+        names = self._settings.allowed_callers
+        return AllowedCallers(names, inner) if names else inner
 
     async def _announce(self, metrics_port: int) -> None:
         address = self._server.address

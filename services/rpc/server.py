@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 
@@ -10,12 +11,17 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from arbitrage.channels import is_loopback
+from services.rpc.auth import Anyone, Authenticator
 from services.rpc.gate import Gate
 from services.rpc.handlers import ServiceHandlers
 from services.rpc.telemetry import Telemetry
+from services.rpc.tls import TlsFiles, server_credentials
 
 _log = logging.getLogger(__name__)
 _MIB = 1 << 20
+# Room for a key and for trace context; beyond its soft limit gRPC would refuse by chance.
+_MAX_METADATA_BYTES = 16 << 10
 # What gRPC gets for sending the last call's status, and calls past the grace for ending.
 _FLUSH_GRACE_S = 1.0
 
@@ -28,13 +34,15 @@ class PortTaken(Exception):
 class Listener:
     """Where and how a server listens. Port 0 takes a free one.
 
-    A caller that takes no message for `write_timeout_s` seconds loses its call.
+    A caller that takes no message for `write_timeout_s` seconds loses its call. Without `tls`
+    everything is plaintext.
     """
 
     host: str
     port: int
     max_message_mib: int = 16
     write_timeout_s: float = 30.0
+    tls: TlsFiles | None = None
 
 
 class RpcServer:
@@ -51,8 +59,9 @@ class RpcServer:
         self._service = service
         self._listener = listener
         self._handlers = ServiceHandlers(
-            service, self.gate, telemetry.rpc, listener.write_timeout_s
+            service, self.gate, telemetry.rpc, telemetry.refusals, listener.write_timeout_s
         )
+        self._telemetry = telemetry
         self._health = telemetry.health
         size = listener.max_message_mib * _MIB
         self._server = grpc.aio.server(
@@ -61,6 +70,8 @@ class RpcServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", size),
                 ("grpc.max_send_message_length", size),
+                ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+                ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
             )
         )
         self._server.add_generic_rpc_handlers((self._handlers,))
@@ -80,19 +91,23 @@ class RpcServer:
         """Begins to listen.
 
         Raises:
-            PortTaken
+            PortTaken, TlsError
         """
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         address = _address(self._listener.host, self._listener.port)
+        credentials = await self._credentials()
         try:
-            self.port = self._server.add_insecure_port(address)
+            if credentials is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise PortTaken(address) from error
         await self._server.start()
 
-    async def open(self, servicer: object) -> None:
-        """Lets calls in, answered by `servicer`."""
-        self._handlers.install(servicer)
+    async def open(self, servicer: object, authenticator: Authenticator | None = None) -> None:
+        """Lets calls in that `authenticator` lets in, by default all, answered by `servicer`."""
+        self._handlers.install(servicer, authenticator or Anyone())
         self.gate.open()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
@@ -113,6 +128,19 @@ class RpcServer:
         """Stops listening and cancels what still runs, health watchers included."""
         await self._server.stop(_FLUSH_GRACE_S)
         await self.gate.wait_until_empty(_FLUSH_GRACE_S)
+
+    async def _credentials(self) -> grpc.ServerCredentials | None:
+        tls, host = self._listener.tls, self._listener.host
+        if tls is not None:
+            on_failure = self._telemetry.failed_reloads.of("tls")
+            return server_credentials(await asyncio.to_thread(tls.watched, on_failure))
+        if not is_loopback(_address(host, 0)):
+            _log.warning(
+                "listening on %s in plaintext: anyone on the way can read and change calls; set "
+                "ARBITRAGE_TLS_CERTIFICATE and ARBITRAGE_TLS_KEY",
+                host,
+            )
+        return None
 
     async def _set_health(
         self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType

@@ -9,15 +9,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 PREFIX = "ARBITRAGE_"
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 PositiveCount = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+CommaSeparated = Annotated[
+    frozenset[str],
+    BeforeValidator(
+        lambda given: (
+            [name.strip() for name in given.split(",") if name.strip()]
+            if isinstance(given, str)
+            else given
+        )
+    ),
+]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
@@ -49,10 +66,42 @@ class ServerSettings(BaseModel):
     max_message_mib: int = Field(
         16, ge=1, le=1024, description="Largest message taken or sent, in MiB."
     )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file with the server's certificate; without it, plaintext."
+    )
+    tls_key: Path | None = Field(None, description="PEM file with its private key.")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file with the CA that every caller must have a certificate of."
+    )
+    allowed_callers: CommaSeparated = Field(
+        frozenset(),
+        description="DNS names and URIs, with commas between them, of which a caller's "
+        "certificate must have one; by default any will do.",
+    )
     log_level: LogLevel = Field("INFO", description="Least severe log lines that are written.")
     model_packs: str | None = Field(
         None, description="Folders with model packs, searched before the shipped ones."
     )
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        check_needs(self, "tls_certificate", "tls_key")
+        check_needs(self, "tls_key", "tls_certificate")
+        check_needs(self, "tls_client_ca", "tls_certificate")
+        check_needs(self, "allowed_callers", "tls_client_ca")
+        return self
+
+
+def check_needs(settings: BaseModel, given: str, needed: str) -> None:
+    """Checks that a setting that is given has the other one that it needs.
+
+    Raises:
+        ValueError: naming both variables.
+    """
+    if getattr(settings, given) and getattr(settings, needed) is None:
+        raise ValueError(
+            f"{variable_of(needed)}: is not set, but {variable_of(given)} is; set it too"
+        )
 
 
 SettingsT = TypeVar("SettingsT", bound=ServerSettings)

@@ -6,7 +6,7 @@ Labels are bounded, and every series is there at 0 from the start.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any, Final
@@ -24,6 +24,7 @@ from prometheus_client import (
 )
 
 from arbitrage.status import CODES
+from services.rpc.refusals import Refusals
 
 ROLES: Final = ("draft", "target", "prm", "router")
 # Steps take between a millisecond (a cached answer) and minutes (a large model's long step).
@@ -102,6 +103,22 @@ class PoolMetrics:
         self._ejections.labels(role).inc()
 
 
+class FailedReloads:
+    """Counts files that changed and could not be used, so that what they said before serves on."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._counter = Counter(
+            "arbitrage_failed_reloads",
+            "Changed files that could not be used; what they said before stays in force.",
+            ("what",),
+            registry=registry,
+        )
+
+    def of(self, what: str) -> Callable[[], None]:
+        """Makes the series of some files appear, at 0, and returns what counts one failure."""
+        return self._counter.labels(what).inc
+
+
 class Telemetry:
     """Holds what a program shows of itself: its metrics, and its health by service name."""
 
@@ -109,6 +126,8 @@ class Telemetry:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.rpc = RpcMetrics(self.registry)
+        self.refusals = Refusals(self.registry)
+        self.failed_reloads = FailedReloads(self.registry)
         self.health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # stubs lack it
 
 

@@ -28,10 +28,13 @@ def redis_program() -> str:
 
 
 def free_port() -> int:
-    """Returns a port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Returns a port nobody listens on now. A cluster's node takes the one 10,000 above it too."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port <= 55_535:
+            return port
 
 
 @dataclass

@@ -16,12 +16,14 @@ from arbitrage.core.steps import ModelIdentity
 from arbitrage.status import from_rpc_error
 from arbitrage.v1 import generator_pb2, orchestrator_pb2, orchestrator_pb2_grpc, prm_pb2, router_pb2
 from services.generator.servicer import GeneratorServicer
-from services.orchestrator.__main__ import build
+from services.orchestrator.__main__ import authenticator, build
 from services.orchestrator.settings import OrchestratorSettings
 from services.prm.servicer import PrmServicer
 from services.router.servicer import RouterServicer
+from services.rpc.auth import Authenticator
 from services.rpc.server import Listener, RpcServer
 from services.rpc.telemetry import Telemetry
+from services.rpc.tls import TlsFiles
 from tests.services.fakes_engines import (
     FakeGeneratorEngine,
     FakePrmEngine,
@@ -38,13 +40,17 @@ Solution = list[orchestrator_pb2.GenerateSolutionResponse]
 
 @asynccontextmanager
 async def serving(
-    service: ServiceDescriptor, servicer: object, telemetry: Telemetry | None = None
+    service: ServiceDescriptor,
+    servicer: object,
+    telemetry: Telemetry | None = None,
+    tls: TlsFiles | None = None,
+    authenticator: Authenticator | None = None,
 ) -> AsyncIterator[RpcServer]:
     """Serves on a free port until the block is left."""
-    server = RpcServer(service, Listener("127.0.0.1", 0), telemetry or Telemetry())
+    server = RpcServer(service, Listener("127.0.0.1", 0, tls=tls), telemetry or Telemetry())
     await server.start()
     try:
-        await server.open(servicer)
+        await server.open(servicer, authenticator)
         yield server
     finally:
         await server.stop()
@@ -52,7 +58,10 @@ async def serving(
 
 @dataclass
 class House:
-    """A whole deployment in this process, with engines that a test may change."""
+    """A whole deployment in this process, with engines that a test may change.
+
+    `tls` is the orchestrator's, `models_tls` that of each model service.
+    """
 
     draft: FakeGeneratorEngine = field(
         default_factory=lambda: FakeGeneratorEngine(write=numbered("draft", 3))
@@ -70,6 +79,8 @@ class House:
     telemetry: Telemetry = field(default_factory=Telemetry)
     servers: dict[str, RpcServer] = field(default_factory=dict)
     address: str = ""
+    tls: TlsFiles | None = None
+    models_tls: TlsFiles | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[orchestrator_pb2_grpc.OrchestratorServiceAsyncStub]:
@@ -82,13 +93,16 @@ class House:
         }
         async with AsyncExitStack() as stack:
             for role, (service, servicer) in servicers.items():
-                server = await stack.enter_async_context(serving(service, servicer))
+                server = await stack.enter_async_context(
+                    serving(service, servicer, tls=self.models_tls)
+                )
                 self.servers[role] = server
             addresses = {f"{role}_address": self.servers[role].address for role in servicers}
             settings = OrchestratorSettings(**{**addresses, **self.settings})
             orchestrator = await stack.enter_async_context(build(settings, self.telemetry))
+            door = await asyncio.to_thread(authenticator, settings, self.telemetry)
             server = await stack.enter_async_context(
-                serving(ORCHESTRATOR, orchestrator, self.telemetry)
+                serving(ORCHESTRATOR, orchestrator, self.telemetry, self.tls, door)
             )
             self.address = server.address
             channel = grpc.aio.insecure_channel(
