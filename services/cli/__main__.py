@@ -81,6 +81,7 @@ def _up_options(arguments: argparse.Namespace) -> UpOptions:
         prefix_cache_mib=arguments.prefix_cache_mib,
         run_folder=arguments.run_folder,
         extra=extra,
+        redis=arguments.redis,
     )
 
 

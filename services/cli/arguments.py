@@ -78,6 +78,11 @@ def _add_up(parser: argparse.ArgumentParser) -> None:
         help="memory for answers to equal prefixes, 0 for none (%(default)s)",
     )
     parser.add_argument(
+        "--redis",
+        metavar="URL",
+        help="keep sessions and the prefix cache in this Redis; embedded: in one that is started",
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],

@@ -12,7 +12,7 @@ from pathlib import Path
 from services.cli.console import Terminal
 from services.cli.failures import BadInput
 from services.cli.fleet import Fleet, RunningService, ServiceDied, running_fleet
-from services.cli.plan import DEFAULT_PORTS, MODEL_ROLES, FleetPlan
+from services.cli.plan import MODEL_ROLES, FleetPlan
 from services.engines.packs import Pack, find_pack, verify_pack
 
 _MEBIBYTE = 1 << 20
@@ -65,7 +65,8 @@ async def services_with_progress(
 ) -> AsyncIterator[Fleet]:
     """Starts every service while telling how far it is."""
     started = time.monotonic()
-    total = len(DEFAULT_PORTS)
+    # With the orchestrator, which is planned once the others listen.
+    total = len(plan.first_services()) + 1
     async with AsyncExitStack() as stack:
         with terminal.progress("Starting services", total) as advance:
 

@@ -18,7 +18,7 @@ from typing import BinaryIO, TypeVar
 
 from arbitrage.core.errors import Unavailable
 from services.cli.failures import CommandError
-from services.cli.plan import MODEL_ROLES, ORCHESTRATOR, Plan, ServicePlan
+from services.cli.plan import ORCHESTRATOR, Plan, ServicePlan
 
 _POLL_S = 0.05
 _LOG_TAIL_LINES = 15
@@ -70,9 +70,9 @@ class Fleet:
         try:
             async with asyncio.timeout(timeout_s):
                 async with asyncio.TaskGroup() as group:
-                    for service in plan.model_services():
+                    for service in plan.first_services():
                         group.create_task(self._start_service(service, on_ready))
-                addresses = {role: self.services[role].address for role in MODEL_ROLES}
+                addresses = {name: service.address for name, service in self.services.items()}
                 await self._start_service(plan.orchestrator(addresses), on_ready)
         except ExceptionGroup as errors:
             raise _cause_of(errors) from None
@@ -103,7 +103,7 @@ class Fleet:
         is cancelled.
         """
         try:
-            for names in ((ORCHESTRATOR,), MODEL_ROLES):
+            for names in ((ORCHESTRATOR,), tuple(self._processes)):
                 running = [
                     process
                     for name in names

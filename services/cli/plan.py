@@ -10,6 +10,8 @@ from services.engines.packs import Pack
 
 MODEL_ROLES = ("draft", "target", "prm", "router")
 ORCHESTRATOR = "orchestrator"
+REDIS = "redis"
+EMBEDDED = "embedded"
 DEFAULT_PORTS: Mapping[str, int] = {
     "orchestrator": 50050,
     "draft": 50051,
@@ -39,12 +41,12 @@ class ServicePlan:
 class Plan(Protocol):
     """Names the programs of a deployment."""
 
-    def model_services(self) -> tuple[ServicePlan, ...]:
+    def first_services(self) -> tuple[ServicePlan, ...]:
         """Returns the services that need nobody else."""
         ...
 
     def orchestrator(self, addresses: Mapping[str, str]) -> ServicePlan:
-        """Returns the orchestrator, given where the model services listen."""
+        """Returns the orchestrator, given where the others listen."""
         ...
 
 
@@ -55,7 +57,8 @@ class FleetPlan:
     `threads` is per model process. One is the default because a tiny model decodes as fast with
     one thread as with two, and four of them share the machine. `shutdown_grace_s` is what running
     calls get for ending, in each service. `extra` holds further variables by service name;
-    `device` is torch's name of where the models run.
+    `device` is torch's name of where the models run; `redis` is the URL of one, or `embedded` for
+    one that is started too.
     """
 
     pack: Pack
@@ -66,10 +69,11 @@ class FleetPlan:
     shutdown_grace_s: float = 3.0
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     device: str = "cpu"
+    redis: str | None = None
 
-    def model_services(self) -> tuple[ServicePlan, ...]:
-        """Returns the services that run a model; they need nobody else."""
-        return tuple(
+    def first_services(self) -> tuple[ServicePlan, ...]:
+        """Returns the services that run a model, and Redis; they need nobody else."""
+        models = tuple(
             self._service(
                 role,
                 {
@@ -83,12 +87,17 @@ class FleetPlan:
             )
             for role in MODEL_ROLES
         )
+        if self.redis != EMBEDDED:
+            return models
+        return (*models, ServicePlan(REDIS, "services.cli.redis_server", {}))
 
     def orchestrator(self, addresses: Mapping[str, str]) -> ServicePlan:
-        """Returns the orchestrator, which needs the addresses of all model services."""
+        """Returns the orchestrator, which needs the addresses of all others."""
+        store_url = addresses.get(REDIS, self.redis)
         return self._service(
             ORCHESTRATOR,
             {
+                **({} if store_url is None else {"ARBITRAGE_STORE_URL": store_url}),
                 "ARBITRAGE_PREFIX_CACHE_MIB": str(self.prefix_cache_mib),
                 **{f"ARBITRAGE_{role.upper()}_ADDRESS": addresses[role] for role in MODEL_ROLES},
             },

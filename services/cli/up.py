@@ -35,6 +35,7 @@ class UpOptions:
     prefix_cache_mib: int
     run_folder: Path | None
     extra: Mapping[str, Mapping[str, str]]
+    redis: str | None = None
 
 
 def up(options: UpOptions, terminal: Terminal) -> int:
@@ -53,6 +54,7 @@ def up(options: UpOptions, terminal: Terminal) -> int:
         options.prefix_cache_mib,
         _REQUEST_GRACE_S,
         options.extra,
+        redis=options.redis,
     )
     work = _serve(plan, _run_folder(options.run_folder), terminal)
     # Being told to stop is how a server ends well.
@@ -86,8 +88,11 @@ def _table(fleet: Fleet) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("service", "address", "metrics", "pid"):
         table.add_column(heading)
-    for name in DEFAULT_PORTS:
+    for name in (*DEFAULT_PORTS, *(name for name in fleet.services if name not in DEFAULT_PORTS)):
         service = fleet.services[name]
+        if not service.metrics_port:
+            table.add_row(name, service.address, "-", str(service.pid))
+            continue
         metrics = f"http://{service.address.rpartition(':')[0]}:{service.metrics_port}/metrics"
         table.add_row(name, service.address, metrics, str(service.pid))
     return table

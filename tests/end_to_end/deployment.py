@@ -43,10 +43,10 @@ class Up:
 
 
 @contextmanager
-def running_up(run_folder: Path) -> Iterator[Up]:
+def running_up(run_folder: Path, *options: str) -> Iterator[Up]:
     """Starts everything on free ports and, whatever a test does, leaves nothing behind."""
     process = subprocess.Popen(
-        [*COMMAND, "up", "--ports", "any", "--run-folder", str(run_folder)],
+        [*COMMAND, "up", "--ports", "any", "--run-folder", str(run_folder), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

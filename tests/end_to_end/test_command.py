@@ -106,3 +106,20 @@ def test_no_service_outlives_an_up_that_is_killed(tmp_path: Path) -> None:
     with running_up(tmp_path) as up:
         up.process.kill()
         assert up.orphans_after(5) == []
+
+
+def test_up_with_an_embedded_redis_takes_requests_that_can_be_resumed(tmp_path: Path) -> None:
+    with (
+        running_up(tmp_path, "--redis", "embedded") as up,
+        ArbitrageClient(up.address) as client,
+    ):
+        assert client.capabilities().resumable
+        first = client.solve(PROBLEM, request_id="id-1")
+        again = client.solve(PROBLEM, request_id="id-1")
+        # Told again, to the time that each step took.
+        assert again.steps == first.steps
+        up.process.send_signal(signal.SIGTERM)
+        returncode, errors = wait_for_exit(up.process)
+    assert returncode == 0, errors
+    # The socket went with the server.
+    assert not (tmp_path / "redis" / "redis.sock").exists()

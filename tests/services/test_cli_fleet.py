@@ -39,7 +39,7 @@ class SmallPlan:
         """Returns what `stops` holds."""
         return self.stops.read_text().split()
 
-    def model_services(self) -> tuple[ServicePlan, ...]:
+    def first_services(self) -> tuple[ServicePlan, ...]:
         """Returns four of them."""
         return tuple(self._service(role) for role in MODEL_ROLES)
 
