@@ -18,7 +18,7 @@ from arbitrage.core.errors import (
     FieldInvalid,
     SessionStoreUnavailable,
 )
-from arbitrage.core.events import Finished, StepCommitted
+from arbitrage.core.events import Event, Finished, StepCommitted
 from arbitrage.core.ledger import Ledger
 from arbitrage.core.limits import Budgets
 from arbitrage.core.policies import ArbitragePolicy
@@ -115,6 +115,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             started_s = arrived_s - spent_s
             budgets = _within_the_call(asked.budgets, call_time_s, spent_s)
             deadline_s = _moment(started_s, budgets)
+            is_bound_by_call = budgets != asked.budgets
             policy = await settled_policy(
                 asked.policy, desk.models.router, desk.router_fallback, deadline_s
             )
@@ -146,7 +147,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             await stack.enter_async_context(aclosing(events))
             async for event in events:
                 response = event_to_proto(event)
-                if session is not None and isinstance(event, StepCommitted | Finished):
+                if session is not None and _is_lasting(event, is_bound_by_call=is_bound_by_call):
                     # A step that the caller has seen is a step that can be resumed.
                     await session.append(_record(response, account.ledger), deadline_s)
                 desk.metrics.observe(event)
@@ -272,6 +273,13 @@ def _response(
     if record.HasField("finished"):
         return orchestrator_pb2.GenerateSolutionResponse(finished=record.finished)
     return orchestrator_pb2.GenerateSolutionResponse(step_committed=record.step_committed)
+
+
+def _is_lasting(event: Event, *, is_bound_by_call: bool) -> bool:
+    """Whether a session keeps an event: a step, or the end, but not that of this call's time."""
+    if isinstance(event, Finished):
+        return event.stop_reason is not StopReason.DEADLINE or not is_bound_by_call
+    return isinstance(event, StepCommitted)
 
 
 def _is_news(record: session_pb2.SessionRecord, known_steps: int) -> bool:

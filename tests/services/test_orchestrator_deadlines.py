@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -24,7 +25,12 @@ from arbitrage.v1 import (
     router_pb2_grpc,
 )
 from arbitrage.v1 import orchestrator_pb2 as pb
-from arbitrage.v1.trajectory_pb2 import SOURCE_DRAFT, STOP_REASON_DEADLINE, STOP_REASON_SEPARATOR
+from arbitrage.v1.trajectory_pb2 import (
+    SOURCE_DRAFT,
+    STOP_REASON_DEADLINE,
+    STOP_REASON_END_OF_SEQUENCE,
+    STOP_REASON_SEPARATOR,
+)
 from arbitrage.v1.trajectory_pb2 import Step as StepMessage
 from services.generator.servicer import GeneratorServicer
 from services.prm.servicer import PrmServicer
@@ -35,6 +41,7 @@ from tests.services.fakes_engines import (
     FakePrmEngine,
     FakeRouterEngine,
 )
+from tests.services.redis_servers import redis_server
 from tests.services.running import (
     GENERATOR,
     PRM,
@@ -99,6 +106,36 @@ async def test_the_shorter_of_time_limit_and_deadline_bounds_the_solution(house:
     limits_s = [request.time_limit_s or 0.0 for request in house.draft.requests]
     assert limits_s[0] <= 0.5
     assert limits_s[2] < 4.0
+
+
+async def test_a_session_outlives_the_call_whose_deadline_ended_it(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        shared = {"store_url": server.url, "prefix_cache_mib": 0}
+        slow = House(draft=SlowGeneratorEngine(), settings=shared)
+        async with slow.open() as stub:
+            cut = await within(stub, 4.0, asking(request_id="one"))
+        assert cut[-1].finished.stop_reason == STOP_REASON_DEADLINE
+        async with House(settings=shared).open() as stub:
+            events = await solution(stub, asking(request_id="one", resume_after_step=1))
+    assert [step.step_index for step in committed(events)] == [1, 2]
+    assert events[-1].finished.stop_reason == STOP_REASON_END_OF_SEQUENCE
+
+
+async def test_a_time_limit_ends_a_session_for_good(tmp_path: Path) -> None:
+    limit = pb.Budgets(time_limit=Duration(nanos=500_000_000))
+    request = asking(request_id="one", budgets=limit)
+    with redis_server(tmp_path) as server:
+        house = House(
+            draft=SlowGeneratorEngine(),
+            settings={"store_url": server.url, "prefix_cache_mib": 0},
+        )
+        async with house.open() as stub:
+            first = await within(stub, 60.0, request)
+            calls = house.draft.call_count
+            again = await within(stub, 60.0, request)
+    assert again == [event for event in first if not event.HasField("draft_proposed")]
+    assert again[-1].finished.stop_reason == STOP_REASON_DEADLINE
+    assert house.draft.call_count == calls
 
 
 async def test_a_call_whose_deadline_comes_in_the_queue_ends_there(house: House) -> None:
