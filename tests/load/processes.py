@@ -132,9 +132,12 @@ async def deployed(
     targets: int = 3,
     orchestrators: int = 2,
     settings: Mapping[str, str] | None = None,
-    with_prm: bool = False,
+    alone: Mapping[str, Mapping[str, str]] | None = None,
 ) -> AsyncIterator[Deployment]:
-    """Runs the tiny pack with as many targets and orchestrators, and ends every process."""
+    """Runs the tiny pack with as many targets and orchestrators, and ends every process.
+
+    `alone` are further orchestrators by name, each with settings of its own and no Redis.
+    """
     # What Redis was told is on the disk before it says so to anybody but the kernel.
     redis = RedisServer(folder, ("--appendonly", "yes", "--appendfsync", "everysec"))
     services: dict[str, Service] = {}
@@ -147,8 +150,6 @@ async def deployed(
     draft = add("draft", "services.generator", model="tiny", role="draft")
     router = add("router", "services.router", model="tiny")
     named = {"draft_address": draft.address, "router_address": router.address}
-    if with_prm:
-        named["prm_address"] = add("prm", "services.prm", model="tiny").address
     for number in range(targets):
         add(f"target-{number}", "services.generator", model="tiny", role="target")
     for number in range(orchestrators):
@@ -162,6 +163,9 @@ async def deployed(
             resolve_interval_s="1",
             **(settings or {}),
         )
+    for name, own in (alone or {}).items():
+        address = f"file://{folder}/targets"
+        add(name, "services.orchestrator", **named, target_address=address, **own)
     deployment = Deployment(redis, services)
     deployment.write_targets(*(name for name in services if name.startswith("target")))
     try:
