@@ -27,6 +27,7 @@ from services.orchestrator.telemetry import (
     StoreMetrics,
     TargetDemand,
     register_admission,
+    register_target_queue,
 )
 from services.rpc.feedback_log import FeedbackLog
 from services.rpc.program import Program, main
@@ -42,6 +43,7 @@ async def build(
     admission = Admission(settings.max_concurrency, settings.max_queue)
     register_admission(registry, admission)
     metrics, demand = SolutionMetrics(registry), TargetDemand(registry)
+    register_target_queue(registry, admission, demand)
     router_metrics = RouterMetrics(registry)
     async with (
         opened_cache(settings, registry) as cache,

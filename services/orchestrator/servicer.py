@@ -26,11 +26,13 @@ from services.orchestrator.admission import Admission
 from services.orchestrator.events import budgets_to_proto, caps_to_proto, event_to_proto
 from services.orchestrator.feedback import Feedback
 from services.orchestrator.models import RemoteModels
+from services.orchestrator.reporting import report
 from services.orchestrator.requests import RequestRules
 from services.orchestrator.telemetry import SolutionMetrics
 from services.orchestrator.thresholds import settled_policy
 from services.rpc.convert import identity_to_proto
 from services.rpc.handlers import Context
+from services.rpc.log_context import bind, bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> AsyncGenerator[orchestrator_pb2.GenerateSolutionResponse, None]:
         """Yields the events of a solution. A caller that goes away ends its model calls."""
         desk, arrived_s = self._desk, time.monotonic()
+        request_id = request.request_id or str(bound().get("request_id", uuid4().hex))
+        bind(request_id=request_id, policy=request.WhichOneof("policy") or "", step_index=0)
         _check_session(request)
         asked = desk.rules.asked(request)
         deadline_s = None
@@ -67,7 +71,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 await stack.enter_async_context(desk.admission.place(deadline_s))
             except DeadlineExceeded:
                 ledger = Ledger(elapsed_s=time.monotonic() - arrived_s)
-                yield event_to_proto(Finished(StopReason.DEADLINE, ledger))
+                finished = Finished(StopReason.DEADLINE, ledger)
+                report(finished)
+                yield event_to_proto(finished)
                 return
             policy = await settled_policy(
                 asked.policy, desk.models.router, desk.router_fallback, deadline_s
@@ -91,6 +97,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             await stack.enter_async_context(aclosing(events))
             async for event in events:
                 desk.metrics.observe(event)
+                report(event)
                 if watched is not None:
                     watched.observe(event)
                 yield event_to_proto(event)

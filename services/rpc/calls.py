@@ -22,6 +22,7 @@ from arbitrage.core.errors import (
     Unavailable,
 )
 from arbitrage.status import from_rpc_error
+from services.rpc.tracing import asking
 
 _OVERLOADED_REPEATS = 3
 # A model that is overloaded and says 0 s is not asked again in a busy loop.
@@ -60,7 +61,7 @@ class ModelCall:
         own_limit_s: float | None = None,
     ) -> None:
         self._unavailable = unavailable
-        self._role = unavailable.__name__.removesuffix("Unavailable").lower()
+        self.role = role_of(unavailable)
         self._is_bound_by_request = own_limit_s is not None and own_limit_s < limit_s
         bound_s = limit_s if own_limit_s is None else min(limit_s, own_limit_s)
         self._deadline_s = time.monotonic() + bound_s
@@ -74,7 +75,7 @@ class ModelCall:
         """
         left_s = self._deadline_s - time.monotonic()
         if left_s <= 0.0:
-            raise DeadlineExceeded(f"the time limit was over before the {self._role} was asked")
+            raise DeadlineExceeded(f"the time limit was over before the {self.role} was asked")
         return left_s
 
     async def failed(self, error: grpc.aio.AioRpcError, *, may_repeat: bool = True) -> None:
@@ -98,7 +99,7 @@ class ModelCall:
         try:
             return convert(message)
         except (InvalidRequest, Internal) as error:
-            raise Internal(f"{self._role}: its answer cannot be used: {error}") from error
+            raise Internal(f"{self.role}: its answer cannot be used: {error}") from error
 
     def _repeat_after_s(self, error: grpc.aio.AioRpcError) -> float | None:
         known = from_rpc_error(error, self._unavailable)
@@ -117,7 +118,7 @@ class ModelCall:
         if isinstance(known, Unavailable | DeadlineExceeded | Cancelled | Overloaded):
             return known if isinstance(known, self._unavailable) else self._unavailable(str(known))
         if isinstance(known, Internal):
-            return Internal(f"{self._role}: {known}")
+            return Internal(f"{self.role}: {known}")
         return known
 
 
@@ -125,11 +126,22 @@ async def asked(
     call: ModelCall, method: Callable[..., Awaitable[MessageT]], request: Message
 ) -> MessageT:
     """Returns a model's one answer; raises as `ModelCall.failed` does."""
-    while True:
-        try:
-            return await method(request, timeout=call.timeout_s())
-        except grpc.aio.AioRpcError as error:
-            await call.failed(error)
+    with asking(call.role, type(request).__name__.removesuffix("Request")) as asked_model:
+        while True:
+            try:
+                answer = await method(
+                    request, timeout=call.timeout_s(), metadata=asked_model.metadata
+                )
+            except grpc.aio.AioRpcError as error:
+                await call.failed(error)
+            else:
+                asked_model.answered(answer)
+                return answer
+
+
+def role_of(unavailable: type[ModelUnavailable]) -> str:
+    """Returns the role that is missing where this is raised."""
+    return unavailable.__name__.removesuffix("Unavailable").lower()
 
 
 def left_s(deadline_s: float | None) -> float | None:

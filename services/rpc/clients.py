@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 
 import grpc.aio
@@ -32,7 +33,7 @@ from arbitrage.v1 import (
     router_pb2,
     router_pb2_grpc,
 )
-from services.rpc.calls import DEFAULT_LIMITS, CallLimits, ModelCall, asked, left_s
+from services.rpc.calls import DEFAULT_LIMITS, CallLimits, ModelCall, asked, left_s, role_of
 from services.rpc.convert import (
     advantage_from_proto,
     generated_step_from_proto,
@@ -42,6 +43,7 @@ from services.rpc.convert import (
     step_request_to_proto,
     step_to_proto,
 )
+from services.rpc.tracing import Metadata, asking
 
 _log = logging.getLogger(__name__)
 _MIB = 1 << 20
@@ -114,13 +116,23 @@ class GrpcGenerator:
             ModelUnavailable: nobody answered, or not in the time any call may take.
             ArbitrageError: the model refused, for the reason it gave.
         """
+        with asking(role_of(self._unavailable), "GenerateStep") as asked_model:
+            async with aclosing(self._attempts(request, asked_model.metadata)) as items:
+                async for item in items:
+                    if isinstance(item, GeneratedStep):
+                        asked_model.answered(item)
+                    yield item
+
+    async def _attempts(
+        self, request: StepRequest, metadata: Metadata
+    ) -> AsyncGenerator[str | GeneratedStep, None]:
         limit_s, own_limit_s, asked_s = request.time_limit_s, None, time.monotonic()
         if limit_s is not None:
             own_limit_s = limit_s + self._limits.grace_s
         call = ModelCall(self._unavailable, self._limits.timeout_s, own_limit_s)
         while True:
             stream = self._stub.GenerateStep(
-                step_request_to_proto(request), timeout=call.timeout_s()
+                step_request_to_proto(request), timeout=call.timeout_s(), metadata=metadata
             )
             has_begun = has_result = False
             try:

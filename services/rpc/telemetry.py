@@ -19,6 +19,7 @@ from prometheus_client import (
     Counter,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     start_http_server,
 )
 
@@ -63,6 +64,8 @@ class Telemetry:
     """Holds what a program shows of itself: its metrics, and its health by service name."""
 
     def __init__(self) -> None:
+        # The moment each counter began is a second series for each, and nobody looks at it.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped there
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.rpc = RpcMetrics(self.registry)
