@@ -22,6 +22,11 @@ class GeneratorSettings(ModelSettings):
         256, description="Token bound of a step whose request sets none."
     )
 
+    @property
+    def deployment(self) -> str:
+        """The role."""
+        return self.role
+
     @model_validator(mode="before")
     @classmethod
     def _port_of_role(cls, given: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from services.orchestrator.telemetry import (
     TargetDemand,
     register_admission,
     register_price,
+    register_target_queue,
 )
 from services.rpc.api_keys import ApiKeys
 from services.rpc.auth import Anyone, Authenticator
@@ -60,6 +61,7 @@ async def build(
     )
     register_admission(registry, admission)
     metrics, demand = SolutionMetrics(registry), TargetDemand(registry)
+    register_target_queue(registry, admission, demand)
     router_metrics, quota_metrics = RouterMetrics(registry), QuotaMetrics(registry)
     opener = await asyncio.to_thread(channel_opener, settings, telemetry)
     async with (

@@ -38,6 +38,7 @@ from services.orchestrator.feedback import Feedback
 from services.orchestrator.load_price import LoadPricedPolicy, TargetPrice
 from services.orchestrator.models import RemoteModels
 from services.orchestrator.quotas import Quotas
+from services.orchestrator.reporting import report
 from services.orchestrator.requests import RequestRules
 from services.orchestrator.sessions import Session, SessionName, Sessions
 from services.orchestrator.telemetry import SolutionMetrics
@@ -45,6 +46,7 @@ from services.orchestrator.thresholds import settled_policy
 from services.rpc.auth import Caller, check_policy, current_caller
 from services.rpc.convert import identity_to_proto
 from services.rpc.handlers import Context
+from services.rpc.log_context import bind, bound
 
 # Of the time that a call has, this much is kept for the last event's way to the caller, so that a
 # solution without time ends with `Finished` rather than with the transport's DEADLINE_EXCEEDED.
@@ -81,6 +83,13 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         """Yields the events of a solution. A caller that goes away ends its model calls."""
         desk, arrived_s = self._desk, time.monotonic()
         call_time_s, caller = context.time_remaining(), current_caller()
+        request_id = request.request_id or str(bound().get("request_id", uuid4().hex))
+        bind(
+            request_id=request_id,
+            tenant=caller.tenant,
+            policy=request.WhichOneof("policy") or "",
+            step_index=0,
+        )
         session = _session(desk.sessions, request, caller)
         asked = desk.rules.asked(request)
         check_policy(str(request.WhichOneof("policy")))
@@ -108,7 +117,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                         return
             except DeadlineExceeded:
                 account.ledger.elapsed_s = time.monotonic() - arrived_s
-                yield event_to_proto(Finished(StopReason.DEADLINE, account.ledger))
+                finished = Finished(StopReason.DEADLINE, account.ledger)
+                report(finished)
+                yield event_to_proto(finished)
                 return
             account.take_up(session)
             spent_s = account.ledger.elapsed_s
@@ -151,6 +162,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                     # A step that the caller has seen is a step that can be resumed.
                     await session.append(_record(response, account.ledger), deadline_s)
                 desk.metrics.observe(event)
+                report(event)
                 if watched is not None:
                     watched.observe(event)
                 yield response

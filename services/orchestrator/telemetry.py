@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from arbitrage.core.errors import TargetUnavailable
 from arbitrage.core.events import Event, StepCommitted
 from arbitrage.core.ledger import Ledger, TokenLedger
 from arbitrage.core.ports import Clock, Generator, RouterDescription, StepRequest
@@ -25,6 +28,9 @@ _STORE_OPERATIONS: Final = ("get", "put", "session", "quota")
 _SESSION_RESULTS: Final = ("new", "resumed", "followed", "replayed", "restored", "taken")
 _STORE_BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25)
 _RECENT_WEIGHT: Final = 0.1
+# Longer than an autoscaler's look at its metrics takes to come round.
+_MISSED_FOR_S: Final = 60.0
+_MISSED_STEPS: Final = 1024
 _FEEDBACK_WEIGHT: Final = 0.02  # about the last fifty records
 
 
@@ -316,8 +322,11 @@ class TargetDemand:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._mean_step_s = 0.0
+        self._missed_s: deque[float] = deque(maxlen=_MISSED_STEPS)
         self._inflight = Gauge(
-            "arbitrage_target_inflight_steps", "Steps the target is writing.", registry=registry
+            "arbitrage_target_inflight_steps",
+            "Steps the target is asked for and has not written yet.",
+            registry=registry,
         )
         demand = Gauge(
             "arbitrage_target_demand_seconds",
@@ -337,8 +346,18 @@ class TargetDemand:
         self.inflight_count -= 1
         self._inflight.dec()
         if took_s is not None:
+            self._missed_s.clear()
             first = self._mean_step_s == 0.0
             self._mean_step_s += (1.0 if first else _RECENT_WEIGHT) * (took_s - self._mean_step_s)
+
+    def miss(self) -> None:
+        """Remembers a step that no target could be reached for."""
+        self._missed_s.append(time.monotonic())
+
+    def missed_count(self) -> int:
+        """Returns how many such steps there were lately, since the target last wrote one."""
+        since_s = time.monotonic() - _MISSED_FOR_S
+        return sum(moment_s > since_s for moment_s in tuple(self._missed_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +380,9 @@ class CountedTarget:
                     if isinstance(item, GeneratedStep):
                         took_s = self.clock() - started_s
                     yield item
+        except TargetUnavailable:
+            self.demand.miss()
+            raise
         finally:
             self.demand.end(took_s)
 
@@ -381,3 +403,25 @@ def register_admission(registry: CollectorRegistry, admission: Admission) -> Non
         ("waiting", "Solutions that wait for a place.", lambda: admission.waiting_count),
     ):
         Gauge(f"arbitrage_solutions_{name}", text, registry=registry).set_function(read)
+
+
+def register_target_queue(
+    registry: CollectorRegistry, admission: Admission, demand: TargetDemand
+) -> None:
+    """Shows the steps that will want the target beside those it is asked for.
+
+    It comes before them: solutions that wait for a place are the steps of a moment later. And it
+    is there while no target is: a step that found none is gone at once, but was wanted.
+    """
+
+    def depth() -> float:
+        share = demand.inflight_count / max(1, admission.running_count)
+        return demand.missed_count() + admission.waiting_count * share
+
+    Gauge(
+        "arbitrage_target_queue_depth",
+        "Steps that want the target beside those it is asked for: of the solutions that wait for "
+        "a place, the share that the target is writing for among those that run; and the steps of "
+        "the last minute that found no target, until it has written one.",
+        registry=registry,
+    ).set_function(depth)

@@ -28,6 +28,7 @@ from arbitrage.core.errors import (
 )
 from arbitrage.status import from_rpc_error
 from services.rpc.pool import Pool, Replica
+from services.rpc.tracing import asking
 
 _OVERLOADED_REPEATS = 3
 # A model that is overloaded and says 0 s is not asked again in a busy loop.
@@ -72,7 +73,7 @@ class ModelCall:
         self._pool = pool
         self._key = key
         self._unavailable = unavailable
-        self._role = unavailable.__name__.removesuffix("Unavailable").lower()
+        self.role = role_of(unavailable)
         self._is_bound_by_request = own_limit_s is not None and own_limit_s < limit_s
         bound_s = limit_s if own_limit_s is None else min(limit_s, own_limit_s)
         self._deadline_s = time.monotonic() + bound_s
@@ -88,7 +89,7 @@ class ModelCall:
         """
         left_s = self._deadline_s - time.monotonic()
         if left_s <= 0.0:
-            raise DeadlineExceeded(f"the time limit was over before the {self._role} was asked")
+            raise DeadlineExceeded(f"the time limit was over before the {self.role} was asked")
         return left_s
 
     @contextmanager
@@ -100,9 +101,7 @@ class ModelCall:
         """
         chosen = self._pool.choose(self._key, self._tried)
         if chosen is None:
-            raise self._unavailable(
-                f"no replica of the {self._role} at {self._pool.address} serves"
-            )
+            raise self._unavailable(f"no replica of the {self.role} at {self._pool.address} serves")
         self._tried.append(chosen)
         chosen.inflight_count += 1
         try:
@@ -147,7 +146,7 @@ class ModelCall:
         try:
             return convert(message)
         except (InvalidRequest, Internal) as error:
-            raise Internal(f"{self._role}: its answer cannot be used: {error}") from error
+            raise Internal(f"{self.role}: its answer cannot be used: {error}") from error
 
     def _repeat_after_s(self, overloaded: Overloaded) -> float | None:
         if not self._repeats_left:
@@ -165,7 +164,7 @@ class ModelCall:
             return known if isinstance(known, self._unavailable) else self._unavailable(str(known))
         if isinstance(known, Internal | Unauthenticated | PermissionDenied):
             # It is this program that the model turned away, not the one who asked it.
-            return Internal(f"{self._role}: {known}")
+            return Internal(f"{self.role}: {known}")
         return known
 
 
@@ -176,18 +175,31 @@ async def asked(
     request: Message,
 ) -> Any:
     """Returns a model's one answer; raises as `ModelCall.failed` does."""
-    while True:
-        with call.replica() as replica:
-            try:
-                return await getattr(replica.stub(stub), method)(request, timeout=call.timeout_s())
-            except grpc.aio.AioRpcError as error:
-                failure = error
-        await call.failed(failure)
+    with asking(call.role, method) as asked_model:
+        while True:
+            with call.replica() as replica:
+                ask = getattr(replica.stub(stub), method)
+                try:
+                    answer = await ask(
+                        request, timeout=call.timeout_s(), metadata=asked_model.metadata
+                    )
+                except grpc.aio.AioRpcError as error:
+                    failure = error
+                else:
+                    replica.succeeded()
+                    asked_model.answered(answer)
+                    return answer
+            await call.failed(failure)
 
 
 def key_of(problem: str) -> bytes:
     """Returns what keeps all steps of a problem on one replica."""
     return blake2b(problem.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def role_of(unavailable: type[ModelUnavailable]) -> str:
+    """Returns the role that is missing where this is raised."""
+    return unavailable.__name__.removesuffix("Unavailable").lower()
 
 
 def left_s(deadline_s: float | None) -> float | None:

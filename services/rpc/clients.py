@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +31,15 @@ from arbitrage.v1 import (
     router_pb2,
     router_pb2_grpc,
 )
-from services.rpc.calls import DEFAULT_LIMITS, CallLimits, ModelCall, asked, key_of, left_s
+from services.rpc.calls import (
+    DEFAULT_LIMITS,
+    CallLimits,
+    ModelCall,
+    asked,
+    key_of,
+    left_s,
+    role_of,
+)
 from services.rpc.convert import (
     advantage_from_proto,
     generated_step_from_proto,
@@ -41,6 +50,7 @@ from services.rpc.convert import (
     step_to_proto,
 )
 from services.rpc.pool import Pool
+from services.rpc.tracing import Metadata, asking
 
 # A model takes no time limit of 0 s; this one it answers with what the limit means.
 _LEAST_TIME_LIMIT_S = 1e-3
@@ -72,6 +82,16 @@ class GrpcGenerator:
             ModelUnavailable: nobody answered, or not in the time any call may take.
             ArbitrageError: the model refused, for the reason it gave.
         """
+        with asking(role_of(self._unavailable), "GenerateStep") as asked_model:
+            async with aclosing(self._attempts(request, asked_model.metadata)) as items:
+                async for item in items:
+                    if isinstance(item, GeneratedStep):
+                        asked_model.answered(item)
+                    yield item
+
+    async def _attempts(
+        self, request: StepRequest, metadata: Metadata
+    ) -> AsyncGenerator[str | GeneratedStep, None]:
         limit_s, own_limit_s, asked_s = request.time_limit_s, None, time.monotonic()
         if limit_s is not None:
             own_limit_s = limit_s + self._limits.grace_s
@@ -82,7 +102,7 @@ class GrpcGenerator:
             with call.replica() as replica:
                 stub = replica.stub(generator_pb2_grpc.GeneratorServiceStub)
                 stream: Any = stub.GenerateStep(
-                    step_request_to_proto(request), timeout=call.timeout_s()
+                    step_request_to_proto(request), timeout=call.timeout_s(), metadata=metadata
                 )
                 has_result, behind_count = False, told_count
                 try:

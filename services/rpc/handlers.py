@@ -26,6 +26,7 @@ from services.rpc.gate import Gate
 from services.rpc.malformed import parse
 from services.rpc.refusals import Refusals
 from services.rpc.telemetry import RpcMetrics
+from services.rpc.tracing import ServedCall
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +123,8 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # gene
     @asynccontextmanager
     async def _call(self, method: str, context: Context) -> AsyncIterator[None]:
         started_s = time.monotonic()
-        code = grpc.StatusCode.CANCELLED
+        code, reason = grpc.StatusCode.CANCELLED, None
+        served = ServedCall(method, context.invocation_metadata() or ())
         try:
             async with self._gate.passed():
                 metadata = context.invocation_metadata() or ()
@@ -135,11 +137,14 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # gene
             raise
         except Exception as error:  # noqa: BLE001 - the last line of defence; nothing is lost
             known = _known(method, error)
-            code = code_of(known)
+            code, reason = code_of(known), known.reason
             self._refusals.count_error(known, context.peer())
+            # Without its message, which may quote a prompt.
+            _log.info("%s ended with %s", method, reason)
             await _abort(context, known)
         finally:
             self._metrics.count(method, code, time.monotonic() - started_s)
+            served.end(code.name, reason)
 
 
 def _names_of(context: Context) -> frozenset[str]:

@@ -140,8 +140,10 @@ def load_as_told(
     Raises:
         ModelLoadError
     """
-    # A log file is no terminal.
+    # A log file is no terminal, and has one format.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped there
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
     options = LoadOptions(settings.device, settings.dtype, settings.trust_remote_code)
     return load_model(reference, kind, options, settings.model_id, revision)
 

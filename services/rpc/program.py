@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
@@ -23,13 +23,19 @@ from google.protobuf.descriptor import ServiceDescriptor
 from services.rpc.api_keys import KeysError
 from services.rpc.auth import AllowedCallers, Anyone, Authenticator
 from services.rpc.core_log import core_log
+from services.rpc.logs import set_up_logging
 from services.rpc.server import Listener, PortTaken, RpcServer
-from services.rpc.settings import SettingsError, SettingsT, read_settings, variable_of
+from services.rpc.settings import (
+    ServerSettings,
+    SettingsError,
+    SettingsT,
+    read_settings,
+    variable_of,
+)
 from services.rpc.telemetry import MetricsEndpoint, Telemetry
 from services.rpc.tls import TlsError, server_files
 
 _log = logging.getLogger("arbitrage")
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class StartError(Exception):
@@ -60,16 +66,39 @@ def main(program: Program[SettingsT]) -> int:
             _complain(program.component, problem)
         return 2
     telemetry = Telemetry()
+    component = settings.deployment or program.component
     is_tls = settings.tls_certificate is not None
     # First of all, for it gives `sys.stderr` another file.
     with core_log(telemetry.refusals.count_handshake) if is_tls else nullcontext():
-        logging.basicConfig(level=settings.log_level, format=_LOG_FORMAT, stream=sys.stderr)
+        set_up_logging(settings.log_format, settings.log_level, component)
         try:
-            asyncio.run(_run(program, settings, telemetry))
+            with _traced(settings, component):
+                asyncio.run(_run(program, settings, telemetry))
         except StartError as error:
-            _complain(program.component, str(error))
+            _log.error("%s", error)
             return 2
+        except Exception:  # noqa: BLE001 - a trace in the log's format, and the code of a defect
+            _log.exception("%s ended with a defect", component)
+            return 1
     return 0
+
+
+def _traced(settings: ServerSettings, component: str) -> AbstractContextManager[None]:
+    """Returns what sends traces while it is held, where the settings say where to.
+
+    Raises:
+        StartError: OpenTelemetry is not installed.
+    """
+    if settings.tracing_endpoint is None:
+        return nullcontext()
+    try:
+        from services.rpc.otlp import traces_sent
+    except ImportError as error:
+        raise StartError(
+            f"{variable_of('tracing_endpoint')}: is set, but OpenTelemetry is not installed "
+            f"({error}); install 'arbitrage[tracing]', or do not set it"
+        ) from error
+    return traces_sent(settings.tracing_endpoint, settings.tracing_sample_rate, component)
 
 
 async def _run(program: Program[SettingsT], settings: SettingsT, telemetry: Telemetry) -> None:

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,6 +21,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 PREFIX = "ARBITRAGE_"
 
@@ -36,6 +39,17 @@ CommaSeparated = Annotated[
     ),
 ]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+LogFormat = Literal["text", "json"]
+
+
+def _checked_collector(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path.strip("/"):
+        raise PydanticCustomError("collector", "http://host:port or https://host:port")
+    return url
+
+
+CollectorUrl = Annotated[str, AfterValidator(_checked_collector)]
 
 
 class SettingsError(Exception):
@@ -79,9 +93,29 @@ class ServerSettings(BaseModel):
         "certificate must have one; by default any will do.",
     )
     log_level: LogLevel = Field("INFO", description="Least severe log lines that are written.")
+    log_format: LogFormat = Field(
+        "text", description="How log lines look: text, or json with one object a line."
+    )
+    tracing_endpoint: CollectorUrl | None = Field(
+        None,
+        description="OpenTelemetry collector that gets traces over OTLP gRPC, as "
+        "http://host:4317, or https:// for TLS; by default there are none.",
+    )
+    tracing_sample_rate: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of traces that are sent, of those that no caller has begun.",
+    )
     model_packs: str | None = Field(
         None, description="Folders with model packs, searched before the shipped ones."
     )
+
+    @property
+    def deployment(self) -> str | None:
+        """What this one is called where a program is deployed more than once."""
+        return None
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:

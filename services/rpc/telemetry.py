@@ -20,6 +20,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     start_http_server,
 )
 
@@ -123,6 +124,8 @@ class Telemetry:
     """Holds what a program shows of itself: its metrics, and its health by service name."""
 
     def __init__(self) -> None:
+        # The moment each counter began is a second series for each, and nobody looks at it.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped there
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.rpc = RpcMetrics(self.registry)
