@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format protos bench proof
+.PHONY: demo test check format protos catalogue bench proof
 
 $(BIN)/arbitrage: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,6 +37,9 @@ format: $(VENV)/.dev
 
 protos: $(VENV)/.dev ## regenerate arbitrage/v1 from protos/
 	$(BIN)/python protos/generate.py
+
+catalogue: $(VENV)/.dev ## rewrite docs/metrics.md and docs/settings.md from the code
+	$(BIN)/python -m docs.catalogue
 
 proof: $(VENV)/.dev ## does advantage beat absolute quality? about half an hour on two cores
 	$(BIN)/python -m benchmarks.frontier --json benchmarks/results/frontier.json --plot benchmarks/results/frontier.png

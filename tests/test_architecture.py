@@ -44,6 +44,16 @@ def test_the_client_needs_only_the_base_installation() -> None:
     assert loaded & {"pydantic", "rich", "prometheus_client"} == set()
 
 
+def test_programs_load_nothing_of_opentelemetry_unless_they_are_told_to() -> None:
+    plumbing = "services.rpc.program, services.rpc.clients, services.rpc.handlers"
+    assert "opentelemetry" not in modules_loaded_by(f"import {plumbing}")
+    # The Redis client loads the part for metrics, wherever it finds it.
+    ours = "{'services.rpc.otlp', 'opentelemetry.exporter', 'opentelemetry.sdk.trace'}"
+    modules_loaded_by(
+        f"import services.orchestrator.__main__; assert not {ours} & {{*sys.modules}}"
+    )
+
+
 def test_the_stubs_are_what_the_protos_make() -> None:
     command = [sys.executable, str(ROOT / "protos" / "generate.py"), "--check"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -13,7 +13,10 @@ _PORTS = {"draft": 50051, "target": 50052}
 
 
 class GeneratorSettings(ModelSettings):
-    """What a generator can be told. The port follows the role unless it is set."""
+    """What a generator can be told.
+
+    The port follows the role unless it is set: 50051 for the draft, 50052 for the target.
+    """
 
     role: Literal["draft", "target"] = Field(
         description="Which deployment this is; sets the default port and the metrics' label."

@@ -421,7 +421,7 @@ def register_target_queue(
     Gauge(
         "arbitrage_target_queue_depth",
         "Steps that want the target beside those it is asked for: of the solutions that wait for "
-        "a place, the share that the target is writing for among those that run; and the steps of "
-        "the last minute that found no target, until it has written one.",
+        "a place, as large a part as it is writing for among those that run; and steps that found "
+        "no target within the last minute, until it writes one.",
         registry=registry,
     ).set_function(depth)
