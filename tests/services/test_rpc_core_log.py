@@ -57,9 +57,10 @@ class Running:
 
 
 @asynccontextmanager
-async def orchestrator(folder: Path, **variables: str) -> AsyncIterator[Running]:
-    """Starts an orchestrator whose models are in this process."""
-    engine = FakeGeneratorEngine()
+async def orchestrator(
+    folder: Path, engine: FakeGeneratorEngine, **variables: str
+) -> AsyncIterator[Running]:
+    """Starts an orchestrator whose draft and target are an engine in this process."""
     async with (
         serving(GENERATOR, GeneratorServicer(engine, 256)) as server,
         started(
@@ -98,6 +99,7 @@ async def test_each_kind_of_failed_handshake_is_counted_and_told_with_its_cause(
     cases: dict[str, ClientTls | None] = {**clients, "WRONG_VERSION_NUMBER": None}
     async with orchestrator(
         tmp_path,
+        FakeGeneratorEngine(),
         ARBITRAGE_TLS_CERTIFICATE=str(certificate),
         ARBITRAGE_TLS_KEY=str(key),
         ARBITRAGE_TLS_CLIENT_CA=str(authority.path),
