@@ -89,7 +89,8 @@ def call_metadata(
             "address",
             address,
             "would get the API key in plaintext",
-            "pass tls=ClientTls(…), or allow_plaintext_key=True where the network is trusted",
+            "use TLS (tls=ClientTls(…), or --tls), or allow_plaintext_key=True where the network "
+            "is trusted",
         )
     return (("authorization", f"Bearer {api_key}"),)
 

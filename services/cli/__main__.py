@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from arbitrage.channels import ClientTls
 from arbitrage.core.errors import ArbitrageError
 from arbitrage.core.steps import Sampling
 from arbitrage.policy_specs import PolicyOptions, policy_named
@@ -23,6 +24,7 @@ from services.cli.failures import (
     exit_code_of,
     message_of,
 )
+from services.cli.keys import new_key
 from services.cli.models import list_models, verify_models
 from services.cli.plan import ANY_PORTS, DEFAULT_PORTS
 from services.cli.up import UpOptions, up
@@ -56,6 +58,8 @@ def _run(arguments: argparse.Namespace, terminal: Terminal) -> int:
             return ask(_ask_options(arguments), terminal)
         case "demo":
             return demo(_demo_options(arguments), terminal)
+        case "keys":
+            return new_key(arguments.tenant, terminal)
         case "models" if arguments.action == "list":
             return list_models(terminal)
         case "models":
@@ -86,6 +90,9 @@ def _up_options(arguments: argparse.Namespace) -> UpOptions:
 
 
 def _ask_options(arguments: argparse.Namespace) -> AskOptions:
+    is_tls = arguments.tls or arguments.tls_ca is not None
+    if is_tls and arguments.address is None:
+        raise BadInput("--tls: needs --address; services of this one question are plaintext")
     return AskOptions(
         problem=_read_standard_input() if arguments.problem == "-" else arguments.problem,
         policy=policy_named(
@@ -109,6 +116,9 @@ def _ask_options(arguments: argparse.Namespace) -> AskOptions:
         allow_degraded=arguments.allow_degraded,
         timeout_s=arguments.timeout,
         address=arguments.address,
+        tls=ClientTls(ca=arguments.tls_ca) if is_tls else None,
+        # Not an argument: everyone on the machine sees those.
+        api_key=os.environ.get("ARBITRAGE_API_KEY"),
         pack=arguments.pack,
         as_json=arguments.json,
     )

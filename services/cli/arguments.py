@@ -37,7 +37,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def command_line() -> argparse.ArgumentParser:
-    """Returns the parser; the chosen command is `command`, of `models` also `action`."""
+    """Returns the parser; the chosen command is `command`, of `models` and `keys` also `action`."""
     parser = _Parser(
         prog="arbitrage",
         description="Step-level speculative reasoning: a draft model writes, a router decides "
@@ -50,6 +50,7 @@ def command_line() -> argparse.ArgumentParser:
     _add_ask(commands.add_parser("ask", help="solve one problem, step by step before your eyes"))
     _add_demo(commands.add_parser("demo", help="compare policies on bundled held-out problems"))
     _add_models(commands.add_parser("models", help="list and verify model packs"))
+    _add_keys(commands.add_parser("keys", help="make API keys"))
     return parser
 
 
@@ -100,7 +101,18 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
         "Solves one problem. Without --address it starts services for this one question."
     )
     parser.add_argument("problem", help="the question, or - to read it from standard input")
-    parser.add_argument("--address", metavar="HOST:PORT", help="an orchestrator that is running")
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="an orchestrator that is running; where it asks for a key, ARBITRAGE_API_KEY has it",
+    )
+    parser.add_argument("--tls", action="store_true", help="reach it over TLS")
+    parser.add_argument(
+        "--tls-ca",
+        type=Path,
+        metavar="FILE",
+        help="reach it over TLS, with a certificate of this CA (PEM)",
+    )
     _add_pack(parser)
     parser.add_argument(
         "--json",
@@ -202,6 +214,15 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     actions.add_parser("list", help="show every pack with its models and sizes")
     verify = actions.add_parser("verify", help="compare every file of a pack with its digest")
     verify.add_argument("pack", nargs="?", default=DEFAULT_PACK, help="name or path (%(default)s)")
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Orchestrators that have ARBITRAGE_API_KEYS_FILE answer nobody without."
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    new = actions.add_parser(
+        "new", help="show a new key on standard error, its entry on standard output"
+    )
+    new.add_argument("--tenant", required=True, metavar="NAME", help="whose key it is")
 
 
 def _add_pack(parser: argparse.ArgumentParser) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from arbitrage.calls import RequestOptions
-from arbitrage.client import AsyncArbitrageClient
+from arbitrage.client import AsyncArbitrageClient, ClientTls
 from arbitrage.core.events import Event, Finished
 from arbitrage.core.limits import Budgets, Caps
 from arbitrage.core.steps import Sampling, StopReason
@@ -37,6 +37,8 @@ class AskOptions:
     allow_degraded: bool
     timeout_s: float | None
     address: str | None
+    tls: ClientTls | None
+    api_key: str | None = field(repr=False)
     pack: str
     as_json: bool
 
@@ -78,7 +80,8 @@ async def _stream(options: AskOptions, address: str, terminal: Terminal) -> int:
     )
     if options.timeout_s is not None:
         asked["timeout_s"] = options.timeout_s
-    async with AsyncArbitrageClient(address) as client:
+    client = AsyncArbitrageClient(address, tls=options.tls, api_key=options.api_key)
+    async with client:
         events = client.stream(options.problem, **asked)
         async with aclosing(events):
             async for event in events:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
@@ -130,9 +131,11 @@ class Feedback:
             self._metrics.count("failed")
             _log.debug("a step could not be observed: %s", error)
             return
-        except Exception:  # noqa: BLE001 - a defect here must not end requests, nor hide
+        except Exception as error:  # noqa: BLE001 - a defect here must not end requests, nor hide
             self._metrics.count("failed")
-            _log.exception("a step could not be observed")
+            # Only where it happened: an exception's own words may quote a step.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            _log.error("a step could not be observed (%s)\n%s", type(error).__name__, frames)
             return
         self._metrics.count("written")
         self._metrics.observe(routed.score, target_score.value - draft_score.value, router)

@@ -32,6 +32,9 @@ _ROLES = (
     orchestrator_pb2.CHAT_ROLE_USER,
     orchestrator_pb2.CHAT_ROLE_ASSISTANT,
 )
+# Their text is bounded by `max_problem_bytes`; empty ones cost time too, and
+# millions fit a message.
+_MOST_MESSAGES = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,13 @@ def _problem(message: orchestrator_pb2.GenerateSolutionRequest) -> str:
     if message.WhichOneof("input") != "chat":
         return message.problem
     messages = message.chat.messages
+    if len(messages) > _MOST_MESSAGES:
+        raise FieldInvalid(
+            "chat.messages",
+            f"{len(messages)} messages",
+            f"must be at most {_MOST_MESSAGES}",
+            "leave out the oldest ones",
+        )
     for index, turn in enumerate(messages):
         if turn.role not in _ROLES:
             raise FieldInvalid(

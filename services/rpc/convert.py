@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
@@ -36,6 +36,9 @@ from arbitrage.core.steps import (
 from arbitrage.v1 import generator_pb2, prm_pb2, router_pb2, trajectory_pb2
 
 _MAX_TEMPERATURE = 2.0
+# A message of 16 MiB holds millions of empty steps, and converting them would block the event loop
+# for seconds; these take a few hundredths of one.
+_MOST_STEPS = 16_384
 EnumT = TypeVar("EnumT", bound=Enum)
 
 
@@ -128,8 +131,19 @@ def step_from_proto(message: trajectory_pb2.Step, field: str) -> Step:
     )
 
 
-def steps_from_proto(messages: Iterable[trajectory_pb2.Step]) -> tuple[Step, ...]:
-    """Returns the field `steps` of any request; raises as `step_from_proto` does."""
+def steps_from_proto(messages: Sequence[trajectory_pb2.Step]) -> tuple[Step, ...]:
+    """Returns the field `steps` of any request; raises as `step_from_proto` does.
+
+    Raises:
+        FieldInvalid: there are more than any solution has.
+    """
+    if len(messages) > _MOST_STEPS:
+        raise FieldInvalid(
+            "steps",
+            f"{len(messages)} steps",
+            f"must be at most {_MOST_STEPS}",
+            "send the steps of one solution",
+        )
     return tuple(
         step_from_proto(message, f"steps[{index}]") for index, message in enumerate(messages)
     )

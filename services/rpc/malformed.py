@@ -1,7 +1,8 @@
 """Finds what is wrong with bytes that are not the message they should be.
 
 protobuf says only that parsing failed. This walks the wire format beside the descriptor and names
-the field, such as `steps[2].text`. It runs for refused messages alone, so it may be slow.
+the field, such as `steps[2].text`. It runs for refused messages alone, so it may be slow; but the
+event loop waits for it, so a long message is refused without the search.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from arbitrage.core.errors import MalformedMessage
 
 _LENGTH_DELIMITED = 2
+# Measured at 0.9 s per MiB of the smallest steps: one message of 16 MiB would stop every call for
+# fourteen seconds.
+_SEARCHED_BYTES = 128 << 10
 _MessageT = TypeVar("_MessageT", bound=Message)
 
 
@@ -33,7 +37,9 @@ def parse(kind: type[_MessageT], received: bytes) -> _MessageT:
 
 
 def _refusal(descriptor: Any, received: bytes) -> MalformedMessage:
-    broken = _broken_field(descriptor, received, "")
+    broken = None
+    if len(received) <= _SEARCHED_BYTES:
+        broken = _broken_field(descriptor, received, "")
     if broken is None:
         return MalformedMessage(
             descriptor.name,

@@ -104,6 +104,7 @@ class House:
             server = await stack.enter_async_context(
                 serving(ORCHESTRATOR, orchestrator, self.telemetry, self.tls, door)
             )
+            self.servers["orchestrator"] = server
             self.address = server.address
             channel = grpc.aio.insecure_channel(
                 server.address, options=(("grpc.max_send_message_length", -1),)

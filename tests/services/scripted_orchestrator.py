@@ -58,6 +58,7 @@ class ScriptedOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     def __init__(self, *scripts: Sequence[Line]) -> None:
         self.requests: list[api.GenerateSolutionRequest] = []
+        self.metadata: list[tuple[str, str | bytes]] = []
         self.cancelled = Flag()
         self.address = ""
         self.capabilities = api.GetCapabilitiesResponse()
@@ -68,6 +69,7 @@ class ScriptedOrchestrator(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> Iterator[api.GenerateSolutionResponse]:
         """Plays the script."""
         self.requests.append(request)
+        self.metadata += [(key, value) for key, value in context.invocation_metadata()]
         script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
         context.add_callback(self.cancelled.set)
         for line in script:

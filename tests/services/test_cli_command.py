@@ -16,6 +16,7 @@ import grpc
 import pytest
 
 from services.cli.__main__ import main
+from services.rpc.api_keys import digest_of, read_keys
 from tests.services.scripted_orchestrator import (
     SOLUTION,
     Refusal,
@@ -228,3 +229,40 @@ def test_help_and_version_are_told() -> None:
         done = arbitrage(*command, "--help")
         assert done.returncode == 0
         assert "usage: arbitrage" in done.stdout
+
+
+def test_a_new_key_is_shown_apart_from_its_entry_which_opens_with_it(tmp_path: Path) -> None:
+    done = arbitrage("keys", "new", "--tenant", "acme")
+    assert done.returncode == 0
+    key = done.stderr.splitlines()[0].rpartition(" ")[2]
+    assert key not in done.stdout
+    path = tmp_path / "keys.toml"
+    path.write_text(done.stdout)
+    (entry,) = read_keys(path).keys
+    assert (entry.tenant, entry.sha256) == ("acme", digest_of(key))
+    assert entry.id.startswith("acme-")
+    again = arbitrage("keys", "new", "--tenant", "acme")
+    assert again.stdout != done.stdout
+
+
+def test_a_tenant_that_cannot_be_one_gets_no_key() -> None:
+    assert_one_line_of_refusal(arbitrage("keys", "new", "--tenant", 'a"b'), "--tenant: expected")
+
+
+def test_ask_sends_the_key_of_its_environment_and_never_in_plaintext_to_others(
+    orchestrator: ScriptedOrchestrator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARBITRAGE_API_KEY", "marker-key")
+    done = arbitrage("ask", "--address", orchestrator.address, "1 + 1?")
+    assert done.returncode == 0, done.stderr
+    assert ("authorization", "Bearer marker-key") in orchestrator.metadata
+    refused = arbitrage("ask", "--address", "orchestrator.example:50050", "1 + 1?")
+    assert_one_line_of_refusal(refused, "would get the API key in plaintext")
+    assert "marker-key" not in refused.stderr
+
+
+def test_ask_names_a_ca_file_that_is_not_there(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere.pem")
+    done = arbitrage("ask", "--address", "localhost:1", "--tls-ca", nowhere, "1 + 1?")
+    assert_one_line_of_refusal(done, "tls.ca: cannot be read")
+    assert_one_line_of_refusal(arbitrage("ask", "--tls", "1 + 1?"), "--tls: needs --address")

@@ -154,6 +154,13 @@ def test_a_chat_is_joined_oldest_first() -> None:
     assert asked.problem == "Be brief.\n\n1 + 1?"
 
 
+def test_a_chat_of_very_many_messages_is_refused_before_they_are_read() -> None:
+    # The last one is no message at all, but nobody comes to it.
+    turns = [(USER, "")] * 4_096 + [(0, "")]
+    with pytest.raises(FieldInvalid, match=r"chat\.messages: must be at most 4096, got 4097"):
+        RULES.asked(asking(chat=chat(*turns)))
+
+
 def test_the_router_tells_the_threshold_that_the_caller_does_not() -> None:
     table = CalibrationTable((0.25, 0.5), (0.75, 0.5))
     router = RouterDescription(ModelIdentity("r", "1"), 0.35, table, True, "softmax")

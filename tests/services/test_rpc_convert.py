@@ -127,6 +127,12 @@ def test_an_enum_that_is_not_set_is_named_by_its_path(
     assert raised.value.field == f"steps[1].{field}"
 
 
+def test_more_steps_than_any_solution_has_are_refused_before_they_are_read() -> None:
+    # None of them is a step, but nobody comes to that.
+    with pytest.raises(FieldInvalid, match="steps: must be at most 16384, got 16385 steps"):
+        convert.steps_from_proto([trajectory_pb2.Step()] * 16_385)
+
+
 @pytest.mark.parametrize("temperature", [-0.1, 2.5, math.nan, math.inf])
 def test_a_temperature_out_of_range_is_refused(temperature: float) -> None:
     with pytest.raises(SamplingOutOfRange, match=r"sampling\.temperature"):

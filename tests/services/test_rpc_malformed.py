@@ -43,6 +43,14 @@ def test_a_text_that_is_not_utf8_is_named_by_its_path(message: Message, path: st
     assert "\\xff" in raised.value.value
 
 
+def test_a_long_message_is_refused_without_a_search() -> None:
+    # Searching 16 MiB of the smallest steps took 14 s, in which no other call was answered.
+    message = GenerateStepRequest(steps=[Step(text="a")] * 30_000 + [Step(text=STAND_IN)])
+    with pytest.raises(MalformedMessage) as raised:
+        parse(GenerateStepRequest, spoiled(message))
+    assert raised.value.field == "GenerateStepRequest"
+
+
 def test_bytes_that_are_no_message_at_all_are_refused_as_such() -> None:
     with pytest.raises(MalformedMessage, match=r"arbitrage\.v1\.GenerateStepRequest"):
         parse(GenerateStepRequest, b"\x0a\xff")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
+from cryptography.hazmat.primitives import serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from arbitrage.channels import ClientTls, aio_channel
@@ -82,8 +84,6 @@ async def refused(address: str, tls: ClientTls | None) -> ArbitrageError:
 
 async def shown_certificate(server: RpcServer, authority: Authority) -> bytes:
     """Returns the certificate that a new caller is shown."""
-    import ssl
-
     context = await asyncio.to_thread(ssl.create_default_context, cafile=str(authority.path))
     context.set_alpn_protocols(["h2"])
     _, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
@@ -263,8 +263,6 @@ def test_a_file_that_cannot_be_used_is_named_with_its_variable(
 def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_a_password(
     authority: Authority,
 ) -> None:
-    from cryptography.hazmat.primitives import serialization
-
     tls = authority.server()
     assert tls.key is not None
     key = serialization.load_pem_private_key(tls.key.read_bytes(), None)
