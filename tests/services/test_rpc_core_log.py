@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import pytest
 
 from arbitrage.channels import ClientTls
-from arbitrage.client import AsyncArbitrageClient, DraftOnly
+from arbitrage.client import AsyncArbitrageClient
 from arbitrage.core.errors import NotServing
 from services.generator.servicer import GeneratorServicer
 from tests.services.certificates import Authority
@@ -81,44 +81,6 @@ async def shake_hands(address: str, tls: ClientTls | None) -> None:
     with pytest.raises(NotServing):
         async with AsyncArbitrageClient(address, tls=tls, retries=0) as client:
             await client.capabilities(timeout_s=20)
-
-
-@pytest.mark.slow
-async def test_each_kind_of_failed_handshake_is_counted_and_told_with_its_cause(
-    tmp_path: Path,
-) -> None:
-    authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
-    certificate, key = authority.issue("server", "localhost", "127.0.0.1")
-    own = {
-        "certificate has expired": authority.issue("expired", "caller.example", year=2020),
-        "unable to get local issuer certificate": stranger.issue("wrong", "caller.example"),
-        "PEER_DID_NOT_RETURN_A_CERTIFICATE": None,
-    }
-    clients = {cause: await authority.client(pair) for cause, pair in own.items()}
-    good = await authority.client(authority.issue("good", "caller.example"))
-    cases: dict[str, ClientTls | None] = {**clients, "WRONG_VERSION_NUMBER": None}
-    async with orchestrator(
-        tmp_path,
-        FakeGeneratorEngine(),
-        ARBITRAGE_TLS_CERTIFICATE=str(certificate),
-        ARBITRAGE_TLS_KEY=str(key),
-        ARBITRAGE_TLS_CLIENT_CA=str(authority.path),
-    ) as running:
-        for tls in cases.values():
-            before = await running.refused_count("tls_handshake")
-            await shake_hands(running.address, tls)
-            async with asyncio.timeout(20):
-                while await running.refused_count("tls_handshake") == before:
-                    pass
-            # One line a second is written, and each cause should get its own.
-            await asyncio.sleep(1.05)
-        async with AsyncArbitrageClient(running.address, tls=good) as client:
-            assert (await client.solve("1 + 1?", policy=DraftOnly())).steps
-        written = await running.stopped()
-    for cause in cases:
-        assert f"refused (tls_handshake): {cause}" in written.replace(
-            "CERTIFICATE_VERIFY_FAILED: ", ""
-        ), cause
 
 
 def output_of(program: str) -> subprocess.CompletedProcess[str]:
@@ -198,10 +160,10 @@ async def test_a_certificate_that_cannot_be_used_stops_the_program_with_one_line
     async with started("services.orchestrator", **variables) as process:
         code, written = await ended(process)
     assert code == 2
-    assert written == (
-        f"orchestrator: ARBITRAGE_TLS_KEY: {key}: holds no key; give an unencrypted PEM private "
-        "key, whole\n"
+    assert written.endswith(
+        f"ARBITRAGE_TLS_KEY: {key}: holds no key; give an unencrypted PEM private key, whole\n"
     )
+    assert written.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -214,5 +176,5 @@ async def test_keys_that_cannot_be_read_stop_the_program_with_one_line(tmp_path:
     async with started("services.orchestrator", **variables) as process:
         code, written = await ended(process)
     assert code == 2
-    assert written.startswith("orchestrator: ARBITRAGE_API_KEYS_FILE: ")
+    assert " ERROR arbitrage: ARBITRAGE_API_KEYS_FILE: " in written
     assert written.count("\n") == 1
