@@ -32,6 +32,8 @@ _ROLES = (
     orchestrator_pb2.CHAT_ROLE_USER,
     orchestrator_pb2.CHAT_ROLE_ASSISTANT,
 )
+# Looking at each message of a chat holds up every other request.
+_MOST_MESSAGES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,13 @@ def _problem(message: orchestrator_pb2.GenerateSolutionRequest) -> str:
     if message.WhichOneof("input") != "chat":
         return message.problem
     messages = message.chat.messages
+    if len(messages) > _MOST_MESSAGES:
+        raise FieldInvalid(
+            "chat.messages",
+            f"{len(messages)} messages",
+            f"must be at most {_MOST_MESSAGES}",
+            "leave out the oldest ones",
+        )
     for index, turn in enumerate(messages):
         if turn.role not in _ROLES:
             raise FieldInvalid(

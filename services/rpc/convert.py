@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
@@ -23,6 +23,7 @@ from arbitrage.core.errors import (
     SamplingOutOfRange,
 )
 from arbitrage.core.ports import RouterDescription, StepRequest
+from arbitrage.core.shown import shown
 from arbitrage.core.steps import (
     GeneratedStep,
     ModelIdentity,
@@ -36,6 +37,9 @@ from arbitrage.core.steps import (
 from arbitrage.v1 import generator_pb2, prm_pb2, router_pb2, trajectory_pb2
 
 _MAX_TEMPERATURE = 2.0
+# Far above what fits a context. A message has room for millions, and a server that turned them
+# into values one by one would answer nobody else for seconds.
+_MOST_STEPS = 65_536
 EnumT = TypeVar("EnumT", bound=Enum)
 
 
@@ -128,8 +132,12 @@ def step_from_proto(message: trajectory_pb2.Step, field: str) -> Step:
     )
 
 
-def steps_from_proto(messages: Iterable[trajectory_pb2.Step]) -> tuple[Step, ...]:
+def steps_from_proto(messages: Sequence[trajectory_pb2.Step]) -> tuple[Step, ...]:
     """Returns the field `steps` of any request; raises as `step_from_proto` does."""
+    if len(messages) > _MOST_STEPS:
+        raise FieldInvalid(
+            "steps", f"{len(messages)} steps", f"must be at most {_MOST_STEPS}", "send fewer steps"
+        )
     return tuple(
         step_from_proto(message, f"steps[{index}]") for index, message in enumerate(messages)
     )
@@ -228,12 +236,16 @@ def generated_step_from_proto(message: generator_pb2.GeneratedStep) -> Generated
     """Returns the step a generator sent.
 
     Raises:
-        FieldInvalid: it does not say why it ended. The generator is to blame and not the caller,
-            so whoever asked it says `Internal`.
+        FieldInvalid: it does not say why it ended, or its entropy is no number. The
+            generator is to blame and not the caller, so whoever asked it says `Internal`.
     """
     entropy = None
     if message.HasField("first_token_entropy"):
         entropy = shortest(message.first_token_entropy)
+        if not math.isfinite(entropy):
+            raise FieldInvalid(
+                "result.first_token_entropy", entropy, "must be a finite number", "leave it out"
+            )
     return GeneratedStep(
         text=message.text,
         stop_reason=STOP_REASONS.from_proto(message.stop_reason, "result.stop_reason"),
@@ -269,7 +281,7 @@ def _score(
     value: float, message: router_pb2.EstimateAdvantageResponse | prm_pb2.ScoreStepsResponse
 ) -> Score:
     if not 0.0 <= value <= 1.0:
-        raise Internal(f"{message.model.model_id} sent the score {value}, outside [0, 1]")
+        raise Internal(f"{shown(message.model.model_id)} sent the score {value}, outside [0, 1]")
     return Score(
         shortest(value),
         identity_from_proto(message.model),
@@ -301,11 +313,14 @@ def router_from_proto(message: router_pb2.GetRouterResponse) -> RouterDescriptio
     """Returns what a router says of itself.
 
     Raises:
-        Internal: its calibration table or its default threshold cannot be used.
+        Internal: its calibration table or one of its numbers cannot be used.
     """
     threshold = message.default_threshold
     if not 0.0 <= threshold <= 1.0:
         raise Internal(f"the router's default threshold {threshold} lies outside [0, 1]")
+    for field in ("prior_logit_shift", "advantage_margin"):
+        if not math.isfinite(getattr(message, field)):
+            raise Internal(f"the router's {field} {getattr(message, field)} is no finite number")
     try:
         table = CalibrationTable(
             tuple(point.threshold for point in message.calibration),
