@@ -228,3 +228,23 @@ def test_help_and_version_are_told() -> None:
         done = arbitrage(*command, "--help")
         assert done.returncode == 0
         assert "usage: arbitrage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("models", "list", "two\nlines"),
+        ("demo", "--policies", "\x1b[2J"),
+        ("ask", "1 + 1?", "--policy", "x" * 10_000),
+        ("up", "--host", "\ud800"),
+        ("up", "--host", "n" * 300),
+    ],
+    ids=repr,
+)
+def test_an_odd_argument_is_refused_on_one_short_line(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.split("\n")[:-1]
+    assert line.isprintable()
+    assert len(line) < 2_100
