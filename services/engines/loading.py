@@ -210,7 +210,7 @@ def _refuse_too_many_layers(reference: str, folder: Path, options: LoadOptions) 
 
 
 def _tensor_count(path: Path) -> int:
-    with safe_open(path, "pt") as weights:  # type: ignore[no-untyped-call]  # untyped there
+    with safe_open(path, "pt") as weights:
         return len(weights.keys())
 
 

@@ -6,6 +6,7 @@ thousand of them take seconds.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Sequence
@@ -275,3 +276,19 @@ def _messages_in(message: Message) -> list[Message]:
 
 def _is_map(field: Any) -> bool:
     return bool(field.message_type.GetOptions().map_entry)
+
+
+def document(odd: OddValues, good: Any) -> bytes:
+    """Returns a JSON document: a good one changed, an odd one, or what only looks like one."""
+    match odd.coin.choices(("changed", "odd", "bytes", "deep", "number"), (70, 15, 12, 1, 2))[0]:
+        case "changed":
+            return json.dumps(odd.changed_json(good)).encode()
+        case "odd":
+            return json.dumps(odd.json()).encode()
+        case "bytes":
+            return odd.changed_bytes(json.dumps(good).encode())
+        case "deep":
+            return b'{"format_version": 1, "x": ' + b"[" * 100_000
+        case _:
+            key = odd.one_of([key for key in good if isinstance(good[key], int | float)] or ["x"])
+            return json.dumps({**good, key: 0}).encode().replace(b": 0", b": " + b"9" * 5_000, 1)

@@ -180,8 +180,10 @@ def test_an_entropy_that_is_no_number_is_refused(entropy: float) -> None:
 
 @pytest.mark.parametrize("field", ["prior_logit_shift", "advantage_margin"])
 def test_a_router_whose_correction_is_no_number_is_refused(field: str) -> None:
+    message = router_pb2.GetRouterResponse()
+    setattr(message, field, math.nan)
     with pytest.raises(Internal, match=f"{field} nan is no finite number"):
-        convert.router_from_proto(router_pb2.GetRouterResponse(**{field: math.nan}))
+        convert.router_from_proto(message)
 
 
 def test_more_steps_than_any_solution_has_are_refused_before_they_are_looked_at() -> None:
