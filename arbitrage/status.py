@@ -72,6 +72,8 @@ _Detail = TypeVar("_Detail", error_details_pb2.ErrorInfo, error_details_pb2.Retr
 _CLASSES: Final = {error.reason: error for error in leaves()}
 # grpc's own words for a message above the size limit of either side; it sends no reason for it.
 _TOO_LARGE: Final = "larger than max"
+# What a server says beyond that is no time to wait for; its message could not even be sent on.
+_LONGEST_RETRY_S: Final = 86_400.0
 
 
 def code_of(error: ArbitrageError) -> grpc.StatusCode:
@@ -121,7 +123,8 @@ def from_status(
         if retry is None:
             return kind(status.message)
         delay = retry.retry_delay
-        return kind(status.message, retry_after_s=delay.seconds + delay.nanos / 1e9)
+        delay_s = delay.seconds + delay.nanos / 1e9
+        return kind(status.message, retry_after_s=min(_LONGEST_RETRY_S, max(0.0, delay_s)))
     return kind(status.message)
 
 

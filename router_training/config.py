@@ -8,10 +8,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from arbitrage.core.shown import one_line, shown
 from router_training.errors import ConfigInvalid
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+# What a row, and every library that takes a seed, can hold.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 PrefixPolicyName = Literal["oracle", "random", "router"]
 
 
@@ -52,7 +55,7 @@ class Questions(_Section):
     problem_column: str = "problem"
     stratify_by: str | None = None
     count: Count | None = None
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Collect(_Section):
@@ -71,7 +74,7 @@ class Collect(_Section):
     max_step_tokens: Count = 256
     concurrency: Count = 8
     questions_per_part: Count = 128
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:
@@ -97,7 +100,7 @@ class Label(_Section):
     balanced: bool = True
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _classes_fit_the_kind(self) -> Self:
@@ -142,7 +145,7 @@ class Train(_Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     activation_checkpointing: bool = False
     threads: Count | None = None
-    seed: int = 0
+    seed: Seed = 0
     lora: Lora | None = None
 
 
@@ -152,7 +155,7 @@ class Evaluate(_Section):
     rounds: Annotated[int, Field(ge=100)] = 1000
     calibration_questions: Count = 300
     default_target_share: Share = 0.5
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Promote(_Section):
@@ -184,7 +187,7 @@ def read_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfi
         fields: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigInvalid(f"--config {path}: {error.strerror}; give a TOML file") from None
-    except ValueError as error:  # bad UTF-8 too
+    except (ValueError, RecursionError) as error:  # bad UTF-8, numbers of thousands of digits
         raise ConfigInvalid(f"{path}: it is no TOML ({error}); correct it") from None
     for key, value in (overrides or {}).items():
         _override(fields, key, value)
@@ -205,10 +208,10 @@ def parsed_overrides(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ConfigInvalid(f"--set {pair!r}: expected KEY=VALUE, such as train.seed=3")
+            raise ConfigInvalid(f"--set {shown(pair)}: expected KEY=VALUE, such as train.seed=3")
         try:
             found[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             found[key] = value
     return found
 
@@ -218,13 +221,15 @@ def _override(fields: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         inner = fields.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise ConfigInvalid(f"--set {key}: {section!r} is no section; correct the key")
+            raise ConfigInvalid(
+                f"--set {one_line(key)}: {shown(section)} is no section; correct the key"
+            )
         fields = inner
     fields[last] = value
 
 
 def _sentence(problem: Any) -> str:
-    key = ".".join(map(str, problem["loc"])) or "the file"
+    key = one_line(".".join(map(str, problem["loc"]))) or "the file"
     match problem["type"]:
         case "extra_forbidden":
             return f"{key}: there is no such key; remove or correct it"
@@ -233,4 +238,4 @@ def _sentence(problem: Any) -> str:
         case "value_error":
             return f"{key}: {problem['ctx']['error']}"
         case _:
-            return f"{key}: {problem['msg']}, got {problem['input']!r:.60}"
+            return f"{key}: {problem['msg']}, got {shown(problem['input'])}"

@@ -91,6 +91,7 @@ def _row(record: feedback_pb2.ObservedStep) -> Row:
         router_score=record.router_score,
         prefix_policy="router",
         propensity=record.propensity,
-        seed=sampling_from_proto(record.sampling).seed or 0,
+        # A row's seed has 63 bits, a request's 64.
+        seed=(sampling_from_proto(record.sampling).seed or 0) % 2**63,
         code_version=record.code_version,
     )

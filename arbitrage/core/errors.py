@@ -41,6 +41,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from arbitrage.core.shown import one_line
+
 
 class ArbitrageError(Exception):
     """Base of every error of this product."""
@@ -56,15 +58,10 @@ class InvalidRequest(ArbitrageError):
 
     def __init__(self, field: str, value: object, problem: str, fix: str) -> None:
         self.field = field
-        self.value = _shorten(value)
+        self.value = one_line(value if isinstance(value, str) else repr(value))
         self.problem = problem
         self.fix = fix
         super().__init__(f"{field}: {problem}, got {self.value}; {fix}")
-
-
-def _shorten(value: object, limit: int = 80) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
 class MalformedMessage(InvalidRequest):

@@ -15,7 +15,10 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from arbitrage.core.shown import one_line
+
 _PLAIN_WIDTH = 500
+_LONGEST_ERROR = 2_000
 
 
 class Advance(Protocol):
@@ -50,7 +53,9 @@ class Terminal:
         """Writes why the command ends, after the lines that help to find the cause."""
         for line in details:
             self._err.print(Text(f"  │ {line}", "dim"), soft_wrap=True)
-        self._err.print(Text.assemble(("arbitrage: ", "bold red"), message), soft_wrap=True)
+        # It may quote what was typed, or what a server said.
+        line = one_line(message, _LONGEST_ERROR)
+        self._err.print(Text.assemble(("arbitrage: ", "bold red"), line), soft_wrap=True)
 
     @contextmanager
     def progress(self, label: str, total: int, unit_divisor: int = 1) -> Iterator[Advance]:

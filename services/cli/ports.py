@@ -6,6 +6,7 @@ import errno
 import socket
 from collections.abc import Mapping
 
+from arbitrage.core.shown import shown
 from services.cli.failures import BadInput
 
 
@@ -44,3 +45,7 @@ def _check_port_free(host: str, port: int, option: str) -> None:
             else:
                 problem = f"cannot listen on {host} port {port} ({error.strerror}); check --host"
             raise BadInput(f"{option}: {problem}, or use {option} PORT or --ports any") from None
+        except (TypeError, ValueError):
+            raise BadInput(
+                f"--host: {shown(host)} cannot be a host; give an address such as 127.0.0.1"
+            ) from None

@@ -71,7 +71,7 @@ class EncoderReader:
             Internal: the model failed.
         """
         assert tuple(positions) == (len(tokens) - 1,), "an encoder judges a sequence as a whole"
-        refuse_longer(tokens, self.max_context_tokens)
+        refuse_longer(len(tokens), self.max_context_tokens)
         if self._is_closing:
             raise NotServing("the engine is closing")
         if self._calls >= self._limit_calls:

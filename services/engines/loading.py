@@ -19,10 +19,11 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from arbitrage.core.shown import one_line, shown
 from arbitrage.core.steps import ModelIdentity
 from services.engines.encoder import EncoderModel, is_encoder
 from services.engines.packed import PackedModel, UnsupportedModel
@@ -44,7 +45,7 @@ class ModelLoadError(Exception):
         self.reference = reference
         self.problem = problem
         self.fix = fix
-        super().__init__(f"model {reference!r}: {problem}; {fix}")
+        super().__init__(f"model {shown(reference, 200)}: {problem}; {fix}")
 
 
 class ModelKind(Enum):
@@ -124,11 +125,11 @@ def load_model(
         ModelLoadError
     """
     options = options or LoadOptions()
-    source = _resolve(reference, model_id, options)
-    if revision is not None:
-        identity = replace(source.identity, revision=_with_dtype(revision, options))
-        source = replace(source, identity=identity)
     try:
+        source = _resolve(reference, model_id, options)
+        if revision is not None:
+            identity = replace(source.identity, revision=_with_dtype(revision, options))
+            source = replace(source, identity=identity)
         return _load(reference, source, kind, options)
     except ModelLoadError:
         raise
@@ -138,13 +139,17 @@ def load_model(
         ) from error
     except SafetensorError as error:
         raise ModelLoadError(
-            reference, f"a weight file is damaged ({error})", "fetch the model again"
+            reference,
+            f"a weight file is damaged ({one_line(str(error), 400)})",
+            "fetch the model again",
         ) from error
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
-        # What transformers raises on a folder it cannot read has no common class.
+    except Exception as error:
+        # What transformers and tokenizers raise on files they cannot read has no common class;
+        # their words may be a page long.
+        said = one_line(f"{type(error).__name__}: {error}", 400)
         raise ModelLoadError(
             reference,
-            f"transformers cannot load it as {kind.value} ({type(error).__name__}: {error})",
+            f"it cannot be loaded as {kind.value} ({said})",
             "check the folder's files and that the model is of this kind",
         ) from error
 
@@ -155,6 +160,7 @@ def _load(reference: str, source: _Source, kind: ModelKind, options: LoadOptions
         extra["gguf_file"] = source.gguf_file
     else:
         extra["use_safetensors"] = True
+        _refuse_too_many_layers(reference, source.folder, options)
     auto_class = getattr(transformers, kind.value)
     model, report = auto_class.from_pretrained(
         source.folder, dtype=options.torch_dtype, output_loading_info=True, **extra
@@ -184,6 +190,28 @@ def _load(reference: str, source: _Source, kind: ModelKind, options: LoadOptions
         identity=source.identity,
         folder=source.folder,
     )
+
+
+def _refuse_too_many_layers(reference: str, folder: Path, options: LoadOptions) -> None:
+    # transformers makes every layer before it looks at the weights: a number too many in a damaged
+    # file would take all memory and never end.
+    config = transformers.AutoConfig.from_pretrained(
+        folder, trust_remote_code=options.trust_remote_code
+    )
+    layer_count = getattr(config, "num_hidden_layers", 0)
+    tensor_count = sum(_tensor_count(path) for path in folder.glob("*.safetensors"))
+    if layer_count > tensor_count:
+        raise ModelLoadError(
+            reference,
+            f"config.json says num_hidden_layers {layer_count}, but the weights are "
+            f"{tensor_count} tensors",
+            "fetch the model again",
+        )
+
+
+def _tensor_count(path: Path) -> int:
+    with safe_open(path, "pt") as weights:
+        return len(weights.keys())
 
 
 def _refuse_random_weights(reference: str, model: PreTrainedModel, report: Any) -> None:
@@ -235,13 +263,14 @@ def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
 
 
 def _resolve(reference: str, model_id: str | None, options: LoadOptions) -> _Source:
-    path = Path(reference).expanduser()
+    # Not the methods of Path, which raise on what no file system can hold and on unknown users.
+    path = Path(os.path.expanduser(reference))
     if path.suffix == ".gguf":
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ModelLoadError(reference, "no such file", "give the path of a .gguf file")
         revision = _digest([path], options)
         return _Source(path.parent, path.name, ModelIdentity(model_id or path.stem, revision))
-    if path.is_dir():
+    if os.path.isdir(path):
         _check_folder(reference, path)
         revision = folder_revision(path, options)
         return _Source(path, None, ModelIdentity(model_id or path.resolve().name, revision))

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import reprlib
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
+
+from arbitrage.core.shown import one_line, shown
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "pack.json"
@@ -80,7 +81,9 @@ class Pack:
         model = self.models.get(role)
         if model is None:
             roles = ", ".join(sorted(self.models))
-            raise UnknownPack(f"pack {self.name!r} has no {role!r}; it has: {roles}")
+            raise UnknownPack(
+                f"pack {shown(self.name)} has no {shown(role)}; it has: {one_line(roles, 400)}"
+            )
         return self.folder / model.path
 
 
@@ -92,7 +95,7 @@ class Damage:
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.problem}"
+        return f"{one_line(self.path, 200)}: {self.problem}"
 
 
 def search_path(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
@@ -122,8 +125,11 @@ def find_pack(name_or_path: str, folders: Iterable[Path] | None = None) -> Pack:
     """
     if os.sep in name_or_path or name_or_path in {".", ".."}:
         folder = Path(name_or_path)
-        if not (folder / MANIFEST_NAME).is_file():
-            raise UnknownPack(f"{folder} is no model pack: it holds no {MANIFEST_NAME}")
+        # Not Path.is_file, which raises on names that no file system can hold.
+        if not os.path.isfile(folder / MANIFEST_NAME):
+            raise UnknownPack(
+                f"{one_line(str(folder), 200)} is no model pack: it holds no {MANIFEST_NAME}"
+            )
         return load_pack(folder)
     searched = search_path() if folders is None else tuple(folders)
     known = {folder.name: folder for folder in pack_folders(searched)}
@@ -131,13 +137,13 @@ def find_pack(name_or_path: str, folders: Iterable[Path] | None = None) -> Pack:
         return load_pack(known[name_or_path])
     if not known:
         raise UnknownPack(
-            f"unknown model pack {name_or_path!r}: no packs found in "
+            f"unknown model pack {shown(name_or_path)}: no packs found in "
             f"{', '.join(str(folder) for folder in searched)}; "
             f"set {SEARCH_PATH_VARIABLE} to the folder that holds it, or give a path"
         )
     closest = get_close_matches(name_or_path, known, n=len(known), cutoff=0.0)
     raise UnknownPack(
-        f"unknown model pack {name_or_path!r}; known packs: {', '.join(closest)}. "
+        f"unknown model pack {shown(name_or_path)}; known packs: {', '.join(closest)}. "
         f"Give one of these, a path, or set {SEARCH_PATH_VARIABLE} to the folder that holds it"
     )
 
@@ -177,7 +183,7 @@ def load_pack(folder: Path) -> Pack:
     if version != FORMAT_VERSION:
         raise read.refusal(
             "format_version",
-            f"is {_shown(version)}, this version reads {FORMAT_VERSION}; upgrade arbitrage",
+            f"is {shown(version)}, this version reads {FORMAT_VERSION}; upgrade arbitrage",
         )
     models = {
         role: PackModel(read.path(entry, "path"), read.text(entry, "kind"))
@@ -186,7 +192,10 @@ def load_pack(folder: Path) -> Pack:
     files = tuple(_pack_file(read, entry) for entry in read.rows(top, "files"))
     for role, model in models.items():
         if not any(PurePosixPath(file.path).is_relative_to(model.path) for file in files):
-            raise read.refusal("files", f"must list those of {role}, which are in {model.path}/")
+            inside = one_line(f"{model.path}/")
+            raise read.refusal(
+                "files", f"must list those of {one_line(role)}, which are in {inside}"
+            )
     return Pack(
         folder=folder,
         name=read.text(top, "name"),
@@ -221,7 +230,7 @@ def _problem_of(folder: Path, file: PackFile, on_bytes: Callable[[int], object])
     # Not Path.resolve, which raises on links that go in a circle.
     path = os.path.realpath(folder / file.path)
     if not Path(path).is_relative_to(os.path.realpath(folder)):
-        return f"leads out of the pack, to {path}; put the file itself there"
+        return f"leads out of the pack, to {one_line(path, 200)}; put the file itself there"
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -260,25 +269,18 @@ def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     content: dict[str, object] = {}
     for key, value in pairs:
         if key in content:
-            raise ValueError(f"{_shown(key)} is there twice in one object; keep one")
+            raise ValueError(f"{shown(key)} is there twice in one object; keep one")
         content[key] = value
     return content
-
-
-def _shown(value: object) -> str:
-    """Returns a value as a message can bear it; a manifest may hold megabytes or lists in lists."""
-    shortener = reprlib.Repr()
-    shortener.maxstring = shortener.maxother = 200
-    return shortener.repr(value)
 
 
 def _pack_file(read: _Reader, entry: Mapping[str, object]) -> PackFile:
     digest = read.text(entry, "sha256")
     if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-        raise read.refusal("sha256", f"must be 64 lower-case hex digits, got {_shown(digest)}")
+        raise read.refusal("sha256", f"must be 64 lower-case hex digits, got {shown(digest)}")
     size = read.integer(entry, "size_bytes")
     if not 0 <= size <= _MOST_BYTES:
-        raise read.refusal("size_bytes", f"must be from 0 to {_MOST_BYTES}, got {_shown(size)}")
+        raise read.refusal("size_bytes", f"must be from 0 to {_MOST_BYTES}, got {shown(size)}")
     return PackFile(read.path(entry, "path"), size, digest)
 
 
@@ -299,16 +301,16 @@ class _Reader:
     def text(self, entry: Mapping[str, object], field: str) -> str:
         value = entry.get(field)
         if not isinstance(value, str):
-            raise self.refusal(field, f"must be a string, got {_shown(value)}")
+            raise self.refusal(field, f"must be a string, got {shown(value)}")
         # Nothing that no file name and no terminal can hold.
         if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-            raise self.refusal(field, f"must be text without NUL, got {_shown(value)}")
+            raise self.refusal(field, f"must be text without NUL, got {shown(value)}")
         return value
 
     def integer(self, entry: Mapping[str, object], field: str) -> int:
         value = entry.get(field)
         if not isinstance(value, int) or isinstance(value, bool):
-            raise self.refusal(field, f"must be an integer, got {_shown(value)}")
+            raise self.refusal(field, f"must be an integer, got {shown(value)}")
         return value
 
     def path(self, entry: Mapping[str, object], field: str) -> str:
@@ -316,18 +318,18 @@ class _Reader:
         path = PurePosixPath(value)
         # A manifest may come from anywhere: it must not name a file outside its own folder.
         if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in value:
-            raise self.refusal(field, f"must stay inside the pack, got {_shown(value)}")
+            raise self.refusal(field, f"must stay inside the pack, got {shown(value)}")
         return path.as_posix()
 
     def entries(
         self, entry: Mapping[str, object], field: str
     ) -> Iterator[tuple[str, Mapping[str, object]]]:
         for name, value in self.mapping(entry.get(field), field).items():
-            yield name, self.mapping(value, f"{field}.{name}")
+            yield name, self.mapping(value, f"{field}.{one_line(name)}")
 
     def rows(self, entry: Mapping[str, object], field: str) -> Iterator[Mapping[str, object]]:
         value = entry.get(field)
         if not isinstance(value, list):
-            raise self.refusal(field, f"must be a list, got {_shown(value)}")
+            raise self.refusal(field, f"must be a list, got {shown(value)}")
         for index, row in enumerate(value):
             yield self.mapping(row, f"{field}[{index}]")

@@ -25,6 +25,8 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from arbitrage.core.shown import one_line, shown
+
 FORMAT_VERSION = 1
 POINTER_NAME = "current.json"
 _REVISION = re.compile(r"[0-9a-f]{16}")
@@ -168,7 +170,8 @@ class RevisionStore:
         # The name comes from outside and becomes part of a path.
         if not _REVISION.fullmatch(revision):
             raise RevisionError(
-                f"{self.location}: {revision!r} is no revision; they have 16 hexadecimal digits"
+                f"{self.location}: {shown(revision)} is no revision; "
+                "they have 16 hexadecimal digits"
             )
         return f"{self._root}/revisions/{revision}"
 
@@ -199,17 +202,19 @@ class RevisionStore:
         for name in names:
             if Path(name).name != name:
                 raise RevisionError(
-                    f"{self.location}: revision {revision} names the file {name!r}, which is a path"
+                    f"{self.location}: revision {revision} names the file {shown(name)}, "
+                    "which is a path"
                 )
         return names
 
     def _check(self, revision: str, folder: Path, expected: Mapping[str, str]) -> None:
         for name, sha256 in expected.items():
             path = folder / name
-            if not path.is_file() or _sha256(path) != sha256:
+            # Not Path.is_file, which raises on names that no file system can hold.
+            if not os.path.isfile(path) or _sha256(path) != sha256:
                 raise RevisionError(
-                    f"{self.location}: revision {revision}: {name} is damaged or missing; promote "
-                    "the router again, or roll back"
+                    f"{self.location}: revision {revision}: {one_line(name)} is damaged or "
+                    "missing; promote the router again, or roll back"
                 )
 
     def _pointer(self) -> dict[str, Any]:
@@ -219,8 +224,8 @@ class RevisionStore:
         version = fields.get("format_version")
         if version != FORMAT_VERSION:
             raise RevisionError(
-                f"{self.location}/{POINTER_NAME}: format_version: unknown version {version!r}; "
-                f"this program reads {FORMAT_VERSION}"
+                f"{self.location}/{POINTER_NAME}: format_version: unknown version "
+                f"{shown(version)}; this program reads {FORMAT_VERSION}"
             )
         history = fields.get("history")
         if not isinstance(history, list) or not all(
@@ -229,7 +234,7 @@ class RevisionStore:
         ):
             raise RevisionError(
                 f"{self.location}/{POINTER_NAME}: history: expected a list of promotions, "
-                f"got {history!r:.60}"
+                f"got {shown(history)}"
             )
         return fields
 
@@ -254,7 +259,8 @@ class RevisionStore:
             return None
         try:
             fields = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
+            # A ValueError is bad UTF-8, no JSON, or a number of thousands of digits.
             raise RevisionError(f"{path}: it is no JSON ({error}); promote again") from None
         if not isinstance(fields, dict):
             raise RevisionError(f"{path}: expected an object, got {type(fields).__name__}")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from arbitrage.core.calibration import CalibrationTable
+from arbitrage.core.shown import one_line, shown
 from arbitrage.core.steps import SEPARATOR
 
 FORMAT_VERSION = 1
@@ -114,7 +116,7 @@ def read_router_format(path: Path) -> RouterFormat:
     label_count = _integer(fields, "num_labels", minimum=2)
     prior = fields.get("prior_correction", {})
     if not isinstance(prior, dict):
-        raise FormatError(f"prior_correction: expected an object, got {prior!r:.80}")
+        raise FormatError(f"prior_correction: expected an object, got {shown(prior)}")
     return RouterFormat(
         is_annotated=_boolean(fields, "annotation"),
         score_rule=_score_rule(fields.get("score_rule"), label_count),
@@ -135,7 +137,9 @@ def read_prm_format(path: Path) -> PrmFormat:
     fields = _read_object(path)
     family = fields.get("family")
     if family != TRL_FAMILY:
-        raise FormatError(f"family: unknown family {family!r}; this version reads {TRL_FAMILY!r}")
+        raise FormatError(
+            f"family: unknown family {shown(family)}; this version reads {TRL_FAMILY!r}"
+        )
     separator = _text(fields, "separator", SEPARATOR)
     if not separator:
         raise FormatError("separator: expected a text, got ''")
@@ -154,7 +158,7 @@ def _read_object(path: Path) -> Mapping[str, Any]:
     version = fields.get("format_version")
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise FormatError(
-            f"format_version: unknown version {version!r}; this program reads {FORMAT_VERSION}"
+            f"format_version: unknown version {shown(version)}; this program reads {FORMAT_VERSION}"
         )
     return fields
 
@@ -164,13 +168,13 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{twice!r} stands there twice")
+        raise ValueError(f"{shown(twice)} stands there twice")
     return fields
 
 
 def _score_rule(rule: Any, label_count: int) -> ScoreRule:
     if not isinstance(rule, dict):
-        raise FormatError(f"score_rule: expected an object, got {rule!r}")
+        raise FormatError(f"score_rule: expected an object, got {shown(rule)}")
     kind = rule.get("kind")
     keys = {
         "softmax": "positive_class",
@@ -178,9 +182,10 @@ def _score_rule(rule: Any, label_count: int) -> ScoreRule:
         "ordinal": "first_positive_class",
     }
     if not isinstance(kind, str) or kind not in keys:
-        raise FormatError(f"score_rule.kind: unknown kind {kind!r}; one of {', '.join(keys)}")
+        raise FormatError(f"score_rule.kind: unknown kind {shown(kind)}; one of {', '.join(keys)}")
     if unknown := sorted(set(rule) - {"kind", keys[kind]}):
-        raise FormatError(f"score_rule: unknown keys {', '.join(unknown)} for kind {kind!r}")
+        names = one_line(", ".join(unknown))
+        raise FormatError(f"score_rule: unknown keys {names} for kind {kind!r}")
     lowest = 0 if kind == "softmax" else 1
     chosen = _integer(rule, keys[kind], minimum=lowest, maximum=label_count - 1)
     if kind == "softmax":
@@ -195,7 +200,7 @@ def _score_rule(rule: Any, label_count: int) -> ScoreRule:
 
 def _calibration(rows: Any) -> CalibrationTable:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise FormatError(f"calibration: expected a list of rows, got {rows!r:.80}")
+        raise FormatError(f"calibration: expected a list of rows, got {shown(rows)}")
     thresholds = tuple(_share(row, "threshold") for row in rows)
     shares = tuple(_share(row, "target_share") for row in rows)
     try:
@@ -209,7 +214,7 @@ def _integer(
 ) -> int:
     value = fields.get(name)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise FormatError(f"{name}: expected an integer, got {value!r}")
+        raise FormatError(f"{name}: expected an integer, got {shown(value)}")
     if value < minimum or (maximum is not None and value > maximum):
         bound = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
         raise FormatError(f"{name}: expected {bound}, got {value}")
@@ -219,28 +224,33 @@ def _integer(
 def _text(fields: Mapping[str, Any], name: str, default: str) -> str:
     value = fields.get(name, default)
     if not isinstance(value, str):
-        raise FormatError(f"{name}: expected a text, got {value!r}")
+        raise FormatError(f"{name}: expected a text, got {shown(value)}")
     return value
 
 
 def _share(fields: Mapping[str, Any], name: str) -> float:
     value = fields.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-        raise FormatError(f"{name}: expected a number in [0, 1], got {value!r}")
+        raise FormatError(f"{name}: expected a number in [0, 1], got {shown(value)}")
     return float(value)
 
 
 def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
     value = fields.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise FormatError(f"prior_correction.{name}: expected a finite number, got {value!r}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not _is_finite(value):
+        raise FormatError(f"prior_correction.{name}: expected a finite number, got {shown(value)}")
     return float(value)
+
+
+def _is_finite(value: float) -> bool:
+    # Not math.isfinite, which cannot take an integer that no float holds.
+    return abs(value) <= sys.float_info.max
 
 
 def _boolean(fields: Mapping[str, Any], name: str) -> bool:
     value = fields.get(name)
     if not isinstance(value, bool):
-        raise FormatError(f"{name}: expected true or false, got {value!r}")
+        raise FormatError(f"{name}: expected true or false, got {shown(value)}")
     return value
 
 

@@ -28,12 +28,12 @@ class Reading:
     cached_token_count: int
 
 
-def refuse_longer(tokens: Sequence[int], max_context_tokens: int) -> None:
-    """Raises `ContextTooLong` where the tokens do not fit."""
-    if len(tokens) > max_context_tokens:
+def refuse_longer(least_count: int, max_context_tokens: int) -> None:
+    """Raises `ContextTooLong` where that many tokens, or more, do not fit."""
+    if least_count > max_context_tokens:
         raise ContextTooLong(
             "steps",
-            f"{len(tokens)} tokens",
+            f"{least_count} tokens or more",
             f"problem and steps do not fit the context of {max_context_tokens} tokens",
             "send a shorter problem or fewer steps, or use a model with a longer context",
         )
@@ -115,7 +115,7 @@ class SequenceReader:
             NotServing: the engine is closing.
             Internal: the model failed.
         """
-        refuse_longer(tokens, self.max_context_tokens)
+        refuse_longer(len(tokens), self.max_context_tokens)
         job = _ScoreJob(tokens, positions)
         self._scheduler.submit(job)
         try:

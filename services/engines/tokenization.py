@@ -29,6 +29,7 @@ class PieceTokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._longest_token = max(map(len, backend.get_vocab()), default=1)
         self.start_ids = self._start_ids(tokenizer)
         self._remembered = lru_cache(_CACHED_PIECES)(self._encode)
         self.contains_newline = lru_cache(None)(self._contains_newline)
@@ -49,11 +50,21 @@ class PieceTokenizer:
             return await asyncio.to_thread(lambda: [self.encode(piece) for piece in pieces])
         return [self.encode(piece) for piece in pieces]
 
+    def least_token_count(self, pieces: Iterable[str]) -> int:
+        """Returns how many tokens the pieces have at least, without tokenising them.
+
+        Megabytes that cannot fit a context are refused by it before they cost seconds.
+        """
+        return sum(map(len, pieces)) // self._longest_token
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Returns the text of ids; half a character becomes U+FFFD, special tokens nothing."""
         return self._backend.decode(token_ids, skip_special_tokens=True)
 
     def _encode(self, piece: str) -> tuple[int, ...]:
+        if len(piece) > _LONGEST_INLINE_TEXT:
+            # Unlike `encode`, this lets other threads run meanwhile, and it is faster.
+            return tuple(self._backend.encode_batch_fast([piece], add_special_tokens=False)[0].ids)
         return tuple(self._backend.encode(piece, add_special_tokens=False).ids)
 
     def _contains_newline(self, token_id: int) -> bool:

@@ -180,17 +180,14 @@ class TransformersGenerator:
         if request.max_tokens < 1:
             raise ValueError(f"max_tokens: must be at least 1, got {request.max_tokens}")
         pieces = generator_pieces(request.trajectory)
+        least_count = self.tokenizer.least_token_count(pieces)
+        if least_count + request.max_tokens > self.max_context_tokens:
+            raise self._too_long(f"at least {least_count}", request.max_tokens)
         prompt = list(self.tokenizer.start_ids)
         for ids in await self.tokenizer.encode_each_async(pieces):
             prompt += ids
         if len(prompt) + request.max_tokens > self.max_context_tokens:
-            raise ContextTooLong(
-                "problem",
-                f"{len(prompt)} tokens with its steps, and {request.max_tokens} for the next",
-                f"does not fit the context of {self.max_context_tokens} tokens",
-                "shorten the problem, lower the tokens that a step may have (max_step_tokens), "
-                "or use a model with a longer context",
-            )
+            raise self._too_long(str(len(prompt)), request.max_tokens)
         job = _StepJob(prompt, request, self)
         self._scheduler.submit(job)
         try:
@@ -201,6 +198,15 @@ class TransformersGenerator:
                     return
         finally:
             job.is_cancelled = True
+
+    def _too_long(self, prompt_count: str, max_tokens: int) -> ContextTooLong:
+        return ContextTooLong(
+            "problem",
+            f"{prompt_count} tokens with its steps, and {max_tokens} for the next",
+            f"does not fit the context of {self.max_context_tokens} tokens",
+            "shorten the problem, lower the tokens that a step may have (max_step_tokens), "
+            "or use a model with a longer context",
+        )
 
     def _read(self, hidden: Tensor, readers: Sequence[tuple[_StepJob, int]]) -> None:
         logits = self._head(hidden).float()  # [jobs, vocabulary]

@@ -19,7 +19,7 @@ from services.engines.router_format import (
 )
 from services.engines.router_input import CandidateTooLong, router_pieces, router_tokens
 from services.engines.scheduler import EngineOptions
-from services.engines.sequence_reader import SequenceReader
+from services.engines.sequence_reader import SequenceReader, refuse_longer
 
 _PRM_LABEL_COUNT = 2
 
@@ -84,6 +84,7 @@ class TransformersPrm:
         if skip_count == len(steps):
             return StepScores((), self._identity)
         texts = [problem + self._format.prompt_suffix, *(step.text for step in steps)]
+        refuse_longer(self._tokenizer.least_token_count(texts), self.max_context_tokens)
         prompt_ids, *step_ids = await self._tokenizer.encode_each_async(texts)
         tokens = [*self._start_ids, *prompt_ids]
         positions: list[int] = []
@@ -162,6 +163,10 @@ class TransformersRouter:
             NotServing: the engine is closing.
         """
         pieces = router_pieces(trajectory, draft_text, annotated=self._format.is_annotated)
+        # The history is cut to what fits, these two are not.
+        refuse_longer(
+            self._tokenizer.least_token_count((pieces[0], pieces[-1])), self.max_context_tokens
+        )
         ids = await self._tokenizer.encode_each_async(pieces)
         try:
             tokens, truncated_count = router_tokens(

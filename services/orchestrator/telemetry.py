@@ -306,7 +306,8 @@ class FeedbackMetrics:
         """Compares the router's score of a step with its measured advantage."""
         clipped = min(1 - 1e-9, max(1e-9, score.value))
         logit = math.log(clipped / (1 - clipped)) + router.prior_logit_shift
-        predicted = 1 / (1 + math.exp(-logit))
+        # The logistic function, written so that no shift is too large for it.
+        predicted = 0.5 * (1 + math.tanh(logit / 2))
         observed = float(advantage > router.advantage_margin)
         self._predicted.inc(predicted)
         self._observed.inc(observed)

@@ -23,7 +23,12 @@ from services.router.servicer import RouterServicer
 from services.router.settings import RouterSettings
 from services.router.sources import FixedRouter, PromotedRouters, RouterFolder
 from services.router.telemetry import ReloadMetrics, register
-from services.rpc.model_program import EngineMetrics, in_daemon_thread, resolved_model
+from services.rpc.model_program import (
+    EngineMetrics,
+    in_daemon_thread,
+    made_ready,
+    resolved_model,
+)
 from services.rpc.program import Program, StartError, main
 from services.rpc.settings import variable_of
 from services.rpc.telemetry import Telemetry
@@ -43,7 +48,7 @@ async def build(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
         counts = ReloadMetrics(telemetry.registry)
         router = ReloadingRouter(engine, revision, source, in_daemon_thread, counts)
         try:
-            await router.warm_up()
+            await made_ready(router)
             telemetry.registry.register(EngineMetrics(router, "router"))
             register(telemetry.registry, router)
             await _show(telemetry, router)

@@ -23,6 +23,7 @@ from arbitrage.core.errors import (
     SamplingOutOfRange,
 )
 from arbitrage.core.ports import RouterDescription, StepRequest
+from arbitrage.core.shown import shown
 from arbitrage.core.steps import (
     GeneratedStep,
     ModelIdentity,
@@ -242,12 +243,16 @@ def generated_step_from_proto(message: generator_pb2.GeneratedStep) -> Generated
     """Returns the step a generator sent.
 
     Raises:
-        FieldInvalid: it does not say why it ended. The generator is to blame and not the caller,
-            so whoever asked it says `Internal`.
+        FieldInvalid: it does not say why it ended, or its entropy is no number. The
+            generator is to blame and not the caller, so whoever asked it says `Internal`.
     """
     entropy = None
     if message.HasField("first_token_entropy"):
         entropy = shortest(message.first_token_entropy)
+        if not math.isfinite(entropy):
+            raise FieldInvalid(
+                "result.first_token_entropy", entropy, "must be a finite number", "leave it out"
+            )
     return GeneratedStep(
         text=message.text,
         stop_reason=STOP_REASONS.from_proto(message.stop_reason, "result.stop_reason"),
@@ -283,7 +288,7 @@ def _score(
     value: float, message: router_pb2.EstimateAdvantageResponse | prm_pb2.ScoreStepsResponse
 ) -> Score:
     if not 0.0 <= value <= 1.0:
-        raise Internal(f"{message.model.model_id} sent the score {value}, outside [0, 1]")
+        raise Internal(f"{shown(message.model.model_id)} sent the score {value}, outside [0, 1]")
     return Score(
         shortest(value),
         identity_from_proto(message.model),
@@ -315,11 +320,14 @@ def router_from_proto(message: router_pb2.GetRouterResponse) -> RouterDescriptio
     """Returns what a router says of itself.
 
     Raises:
-        Internal: its calibration table or its default threshold cannot be used.
+        Internal: its calibration table or one of its numbers cannot be used.
     """
     threshold = message.default_threshold
     if not 0.0 <= threshold <= 1.0:
         raise Internal(f"the router's default threshold {threshold} lies outside [0, 1]")
+    for field in ("prior_logit_shift", "advantage_margin"):
+        if not math.isfinite(getattr(message, field)):
+            raise Internal(f"the router's {field} {getattr(message, field)} is no finite number")
     try:
         table = CalibrationTable(
             tuple(point.threshold for point in message.calibration),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
+from arbitrage.core.shown import one_line
 from arbitrage.v1 import feedback_pb2
 
 _log = logging.getLogger(__name__)
@@ -79,4 +80,5 @@ def read_feedback(folder: Path) -> Iterator[feedback_pb2.ObservedStep]:
                     # Only the last line has nothing after it, not even its end.
                     _log.warning("%s: line %d is torn and passed over", path, number)
                     continue
-                raise ValueError(f"{path}: line {number} is no record ({error})") from None
+                said = one_line(str(error), 400)
+                raise ValueError(f"{path}: line {number} is no record ({said})") from None

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from pydantic import Field
 from transformers.utils import logging as transformers_logging
 
+from arbitrage.core.errors import ArbitrageError
 from services.engines.base import Engine
 from services.engines.loading import (
     LoadedModel,
@@ -113,7 +114,7 @@ async def running_engine(
     """Loads the model of a program, makes its first call, and closes it on the way out.
 
     Raises:
-        StartError: the model cannot be loaded.
+        StartError: the model cannot be loaded, or cannot answer.
     """
 
     def load() -> EngineT:
@@ -125,11 +126,27 @@ async def running_engine(
     except (ModelLoadError, PackError) as error:
         raise StartError(f"{variable_of('model')}: {error}") from error
     try:
-        await engine.warm_up()
+        await made_ready(engine)
         telemetry.registry.register(EngineMetrics(engine, role))
         yield engine
     finally:
         await engine.close()
+
+
+async def made_ready(engine: Engine) -> None:
+    """Makes an engine's first call.
+
+    Raises:
+        StartError: it cannot answer even that: its context or its cache is too small, or its
+            weights give no numbers.
+    """
+    try:
+        await engine.warm_up()
+    except ArbitrageError as error:
+        raise StartError(
+            f"{variable_of('model')}: its first call failed: {error}; check the model's files, or "
+            f"raise {variable_of('kv_cache_mib')}"
+        ) from error
 
 
 def load_as_told(

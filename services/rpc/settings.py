@@ -6,7 +6,7 @@ field's description is what the documentation says of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from arbitrage.core.shown import one_line, shown
 
 PREFIX = "ARBITRAGE_"
 
@@ -147,18 +149,18 @@ def read_settings(kind: type[SettingsT], environ: Mapping[str, str]) -> Settings
     Raises:
         SettingsError: naming each variable that is missing, unknown or has a bad value.
     """
-    given = {
-        name.removeprefix(PREFIX).lower(): value
-        for name, value in environ.items()
-        if name.startswith(PREFIX)
-    }
+    fields = {variable_of(field): field for field in kind.model_fields}
+    given = {name: value for name, value in environ.items() if name.startswith(PREFIX)}
+    problems = [_unknown(name, tuple(fields)) for name in given if name not in fields]
     try:
-        return kind.model_validate(given)
+        settings = kind.model_validate(
+            {fields[name]: value for name, value in given.items() if name in fields}
+        )
     except ValidationError as error:
-        known = [variable_of(field) for field in kind.model_fields]
-        raise SettingsError(
-            tuple(_sentence(problem, known) for problem in error.errors(include_url=False))
-        ) from None
+        problems += [_sentence(problem) for problem in error.errors(include_url=False)]
+    if problems:
+        raise SettingsError(tuple(problems))
+    return settings
 
 
 def variable_of(field: str) -> str:
@@ -170,18 +172,21 @@ def variable_of(field: str) -> str:
     return PREFIX + field.upper()
 
 
-def _sentence(problem: Any, known: list[str]) -> str:
+def _unknown(variable: str, known: Sequence[str]) -> str:
+    name = one_line(variable)
+    nearest = get_close_matches(name.upper(), known, n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
+    return f"{name}: no such setting; {hint}"
+
+
+def _sentence(problem: Any) -> str:
     if not problem["loc"]:
         # A check that concerns several variables; its message names them.
         return str(problem["ctx"]["error"])
     variable = variable_of(str(problem["loc"][0]))
-    if problem["type"] == "extra_forbidden":
-        nearest = get_close_matches(variable, known, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
-        return f"{variable}: no such setting; {hint}"
     if problem["type"] == "missing":
         return f"{variable}: is not set and has no default"
-    return f"{variable}: expected {_expectation(problem)}, got {problem['input']!r}"
+    return f"{variable}: expected {_expectation(problem)}, got {shown(problem['input'])}"
 
 
 def _expectation(problem: Any) -> str:

@@ -132,3 +132,13 @@ def test_a_message_above_the_size_limit_says_which_setting_to_raise() -> None:
     error = from_rpc_error(FailedCall(grpc.StatusCode.RESOURCE_EXHAUSTED, words))
     assert type(error) is FieldInvalid
     assert "ARBITRAGE_MAX_MESSAGE_MIB" in str(error)
+
+
+@pytest.mark.parametrize("seconds", [2**63 - 1, -(2**63)])
+def test_no_time_to_come_back_is_too_long_to_send_on(seconds: int) -> None:
+    status = to_status(Overloaded("full"))
+    status.details[1].Pack(error_details_pb2.RetryInfo(retry_delay={"seconds": seconds}))
+    error = from_status(status)
+    assert isinstance(error, Overloaded)
+    assert 0.0 <= error.retry_after_s <= 86_400.0
+    assert to_status(error).details[1].Is(error_details_pb2.RetryInfo.DESCRIPTOR)

@@ -1,76 +1,86 @@
-"""Whatever bytes arrive, they are answered for what they are: never with INTERNAL."""
+"""Whatever arrives, at any border, is taken or refused for what it is: never with a crash.
+
+`python -m tests.load.fuzz` is the long form of this, with a hundred thousand inputs.
+"""
 
 from __future__ import annotations
 
-import random
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
-import grpc.aio
 import pytest
 
-from arbitrage.core.errors import ArbitrageError
-from arbitrage.status import CODES, from_rpc_error
-from arbitrage.v1 import orchestrator_pb2 as pb
-from arbitrage.v1.trajectory_pb2 import SamplingConfig
-from tests.services.running import House, bytes_stream
+from tests.load.driver import ACCEPTED, Boundary, Drive, Tally, Wrong
+from tests.load.fuzz import counts
+from tests.load.odd_values import OddValues
+from tests.load.readers import readers
+from tests.load.rpcs import fake_deployment, rpc_boundaries, tiny_deployment
 
-METHOD = "/arbitrage.v1.OrchestratorService/GenerateSolution"
-GOOD = pb.GenerateSolutionRequest(
-    chat=pb.Chat(messages=[pb.ChatMessage(role=pb.CHAT_ROLE_USER, content="1 + 1?")]),
-    arbitrage=pb.ArbitragePolicy(target_share=0.3),
-    sampling=SamplingConfig(temperature=0.7, top_p=0.9, top_k=3, seed=1),
-    budgets=pb.Budgets(max_steps=2, max_tokens=99, max_target_steps=1),
-    allow_degraded=True,
-    stream_text=True,
-).SerializeToString()
+# Time is the long form's matter: a machine that runs tests may be slow.
+_LONGEST_S = 60.0
 
 
-def changed(coin: random.Random) -> bytes:
-    """Returns a good request with a few bytes changed, cut out or put in."""
-    request = bytearray(GOOD)
-    for _ in range(coin.randint(1, 4)):
-        at = coin.randrange(len(request))
-        match coin.randrange(3):
-            case 0:
-                request[at] = coin.randrange(256)
-            case 1:
-                del request[at : at + coin.randint(1, 5)]
-            case _:
-                request[at:at] = coin.randbytes(coin.randint(1, 5))
-        request = request or bytearray(b"\x00")
-    return bytes(request)
+def findings(tallies: list[Tally]) -> list[tuple[str, object, str]]:
+    """Returns what must not be."""
+    return [(f.boundary, f.given, f.trace) for tally in tallies for f in tally.findings]
 
 
-async def answer_to(call: Any, request: bytes) -> ArbitrageError | None:
-    """Returns the error that `request` ends with; None where it is served."""
-    try:
-        async for _ in call(request, timeout=20):
-            pass
-    except grpc.aio.AioRpcError as error:
-        return from_rpc_error(error)
-    return None
+def one_sided(tallies: list[Tally]) -> list[str]:
+    """Returns the boundaries that did the same with every input, which tells little."""
+    return [tally.boundary for tally in tallies if len(tally.outcomes) == 1]
 
 
 @pytest.mark.parametrize(
-    ("seed", "count"), [(7, 150), pytest.param(8, 2_000, marks=pytest.mark.slow)]
+    ("deployment", "count"),
+    [
+        (fake_deployment, 1_500),
+        pytest.param(fake_deployment, 10_000, marks=pytest.mark.slow),
+        pytest.param(tiny_deployment, 500, marks=pytest.mark.slow),
+    ],
 )
-async def test_no_bytes_are_answered_with_internal(seed: int, count: int) -> None:
-    coin = random.Random(seed)
-    requests = [coin.randbytes(coin.randint(0, 40)) for _ in range(count)]
-    requests += [changed(coin) for _ in range(count)]
-    house = House()
-    reasons: dict[str, int] = {}
-    async with house.open(), grpc.aio.insecure_channel(house.address) as channel:
-        call = bytes_stream(channel, METHOD)
-        assert await answer_to(call, GOOD) is None
-        for request in requests:
-            error = await answer_to(call, request)
-            reason = "served" if error is None else error.reason
-            assert reason == "served" or CODES[reason].name in {
-                "INVALID_ARGUMENT",
-                "FAILED_PRECONDITION",
-            }, (reason, request)
-            reasons[reason] = reasons.get(reason, 0) + 1
-    # The bytes were not all refused for one and the same cause.
-    assert len(reasons) > 4
-    assert reasons["served"] > count / 50
+async def test_no_bytes_are_answered_with_internal(
+    deployment: Callable[[], AbstractAsyncContextManager[dict[str, str]]], count: int
+) -> None:
+    drive = Drive(seed=7, longest_s=_LONGEST_S)
+    async with (
+        deployment() as addresses,
+        rpc_boundaries(addresses, "any", 8, _LONGEST_S) as boundaries,
+    ):
+        shares = zip(boundaries, counts(boundaries, count), strict=True)
+        tallies = [await drive.run_concurrently(boundary, share) for boundary, share in shares]
+    assert findings(tallies) == []
+    assert one_sided(tallies) == []
+
+
+@pytest.mark.parametrize("count", [4_000, pytest.param(40_000, marks=pytest.mark.slow)])
+def test_whatever_is_read_is_taken_or_refused_with_an_error_of_its_own(
+    tmp_path: Path, count: int
+) -> None:
+    drive, boundaries = Drive(seed=7, longest_s=_LONGEST_S), readers(tmp_path)
+    shares = zip(boundaries, counts(boundaries, count), strict=True)
+    tallies = [drive.run(boundary, share) for boundary, share in shares]
+    assert findings(tallies) == []
+    # Nothing that a server says of what it can do is refused.
+    assert one_sided(tallies) == ["server capabilities"]
+
+
+def test_another_error_and_a_wrong_answer_are_findings() -> None:
+    def attempt(number: int) -> str:
+        if number == 1:
+            raise KeyError(number)
+        if number == 2:
+            raise Wrong("the answer is wrong")
+        return ACCEPTED
+
+    tally = Drive(seed=1).run(Boundary("b", 1, lambda odd: odd.coin.randint(1, 3), attempt), 60)
+    assert {finding.given for finding in tally.findings} == {1, 2}
+    assert tally.input_count == 60
+    assert tally.outcomes["FINDING"] + tally.outcomes[ACCEPTED] == 60
+
+
+def test_equal_seeds_draw_equal_inputs(tmp_path: Path) -> None:
+    for boundary in readers(tmp_path):
+        first, second = OddValues("1"), OddValues("1")
+        for _ in range(20):
+            assert repr(boundary.draw(first)) == repr(boundary.draw(second))

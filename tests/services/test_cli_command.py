@@ -266,3 +266,23 @@ def test_ask_names_a_ca_file_that_is_not_there(tmp_path: Path) -> None:
     done = arbitrage("ask", "--address", "localhost:1", "--tls-ca", nowhere, "1 + 1?")
     assert_one_line_of_refusal(done, "tls.ca: cannot be read")
     assert_one_line_of_refusal(arbitrage("ask", "--tls", "1 + 1?"), "--tls: needs --address")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("models", "list", "two\nlines"),
+        ("demo", "--policies", "\x1b[2J"),
+        ("ask", "1 + 1?", "--policy", "x" * 10_000),
+        ("up", "--host", "\ud800"),
+        ("up", "--host", "n" * 300),
+    ],
+    ids=repr,
+)
+def test_an_odd_argument_is_refused_on_one_short_line(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.split("\n")[:-1]
+    assert line.isprintable()
+    assert len(line) < 2_100

@@ -251,3 +251,21 @@ def test_a_member_of_a_pack_is_a_model_reference(pack_folder: Path) -> None:
     assert resolve_model("little", folders) is None
     with pytest.raises(UnknownPack, match="has no 'target'; it has: draft"):
         resolve_model("little/target", folders)
+
+
+@pytest.mark.parametrize(
+    "name", ["./" + "n" * 300, "a\0b/c", "two\nlines/x", "\ud800/x", "n" * 9_999]
+)
+def test_a_name_that_no_file_can_have_is_an_unknown_pack(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnknownPack) as raised:
+        find_pack(name, [tmp_path])
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 600
+
+
+def test_damage_is_told_on_one_short_line(pack_folder: Path) -> None:
+    files = manifest()["files"]
+    odd = [{**files[0], "path": path} for path in ("draft/a\nb", "draft/" + "n" * 9_999)]
+    (pack_folder / "pack.json").write_text(json.dumps(manifest(files=[*files, *odd])))
+    told = [str(damage) for damage in verify_pack(load_pack(pack_folder))]
+    assert [line.isprintable() and len(line) < 300 for line in told] == [True, True]

@@ -175,6 +175,49 @@ def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
         load_model(reference, ModelKind.CAUSAL_LM)
 
 
+@pytest.mark.parametrize(
+    "reference", ["n" * 300, "~nobody-of-that-name/x", "a\0b", "two\nlines", "\ud800", "a\0b.gguf"]
+)
+def test_a_reference_that_no_file_can_have_is_refused(reference: str) -> None:
+    with pytest.raises(ModelLoadError, match="no such") as raised:
+        load_model(reference, ModelKind.CAUSAL_LM)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", "7"),  # transformers raises AttributeError
+        ("tokenizer.json", '{"truncation": "no"}'),  # tokenizers raises a bare Exception
+        ("tokenizer_config.json", "[]"),
+        ("config.json", "[" * 100_000),
+        ("config.json", '{"model_type": "llama", "hidden_size": true}'),
+        ("config.json", '{"model_type": "llama", "num_hidden_layers": 2, "architectures": [1]}'),
+    ],
+)
+def test_whatever_a_damaged_file_breaks_the_model_is_refused(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    reference = save(tmp_path, random_model())
+    (tmp_path / name).write_text(content)
+
+    with pytest.raises(ModelLoadError, match="check the folder's files") as raised:
+        load_model(reference, ModelKind.CAUSAL_LM)
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 1_500
+
+
+def test_a_config_with_more_layers_than_weights_is_refused_before_they_are_made(
+    tmp_path: Path,
+) -> None:
+    reference = save(tmp_path, random_model())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2**31}))
+
+    with pytest.raises(ModelLoadError, match="num_hidden_layers 2147483648, but the weights are"):
+        load_model(reference, ModelKind.CAUSAL_LM)
+
+
 def test_a_checkpoint_without_the_head_is_refused(tmp_path: Path) -> None:
     reference = save(tmp_path, random_model())
 

@@ -179,3 +179,22 @@ def test_a_checkpoint_folder_is_no_place_of_revisions(
     store.point_to(store.add(checkpoint("a")), {})
     assert is_location(str(tmp_path / "place"))
     assert is_location("s3://bucket/routers")
+
+
+def test_a_pointer_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "current.json").write_text('{"format_version": 1, "history": ' + "[" * 100_000)
+    with pytest.raises(RevisionError, match="it is no JSON"):
+        RevisionStore(str(tmp_path)).current()
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b", "two\nlines", "\ud800"])
+def test_a_file_that_no_folder_can_hold_is_missing(
+    tmp_path: Path, checkpoint: Callable[[str], Path], name: str
+) -> None:
+    store = RevisionStore(str(tmp_path / "place"))
+    revision = store.add(checkpoint("a"))
+    manifest = tmp_path / "place" / "revisions" / f"{revision}.json"
+    manifest.write_text(json.dumps({"sha256": {name: "0" * 64}}))
+    with pytest.raises(RevisionError, match="is damaged or missing") as raised:
+        store.fetch(revision, tmp_path)
+    assert str(raised.value).isprintable()

@@ -172,3 +172,25 @@ def test_a_prm_file_says_family_separator_and_label(tmp_path: Path) -> None:
         path.write_text(json.dumps(good | changes))
         with pytest.raises(FormatError, match=message):
             read_prm_format(path)
+
+
+@pytest.mark.parametrize("name", ["logit_shift", "margin"])
+def test_an_integer_that_no_float_holds_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FormatError, match=f"{name}: expected a finite number"):
+        read_router_format(_write(tmp_path, prior_correction={name: 10**400}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format_version": ["long"] * 9_999},
+        {"score_rule": {"kind": "k" * 9_999}},
+        {"score_rule": {"kind": "softmax", "positive_class": 1, "a\nb" * 99: 1}},
+        {"num_labels": {"x" * 999: "y" * 9_999}},
+    ],
+)
+def test_a_refusal_is_one_short_line(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(FormatError) as raised:
+        read_router_format(_write(tmp_path, **changes))
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 500

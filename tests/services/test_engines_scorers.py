@@ -263,6 +263,25 @@ async def test_steps_too_long_for_the_prm_are_refused(
     assert engine.stats().prefill_token_count == 0
 
 
+async def test_megabytes_are_refused_before_they_are_tokenised(
+    start_prm: StartPrm,
+    start_router: StartRouter,
+    prm_model: LoadedModel,
+    router_model: LoadedModel,
+) -> None:
+    text, tokenizer = "x" * 1_000_000, _Recording()
+    prm = await start_prm(replace(prm_model, tokenizer=tokenizer))
+    router = await start_router(replace(router_model, tokenizer=tokenizer))
+
+    with pytest.raises(ContextTooLong):
+        await prm.score_steps(text, _STEPS)
+    for problem, candidate in ((text, "a"), ("1?", text)):
+        with pytest.raises(ContextTooLong):
+            await router.estimate_advantage(Trajectory(problem), candidate)
+
+    assert [piece for piece, _ in tokenizer.pieces if len(piece) > 1000] == []
+
+
 def test_a_prm_with_bad_metadata_is_refused(
     tmp_path: Path, token_classifier: PreTrainedModel
 ) -> None:

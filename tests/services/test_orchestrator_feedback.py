@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,13 @@ def test_drift_is_what_was_predicted_minus_what_came() -> None:
     assert value("router_drift") == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("shift", [-1_000.0, 1_000.0])
+def test_no_shift_is_too_large_to_predict_with(shift: float) -> None:
+    metrics = FeedbackMetrics(CollectorRegistry(), lambda count: None)
+    router = replace(described("r1"), prior_logit_shift=shift)
+    metrics.observe(Score(0.5, router.model), 0.2, router)
+
+
 @pytest.fixture
 def log_of(tmp_path: Path) -> Callable[[int], FeedbackLog]:
     return lambda size: FeedbackLog(tmp_path, size)
@@ -271,3 +279,12 @@ def test_a_file_that_has_grown_is_followed_by_another(
         log.append(feedback_pb2.ObservedStep(problem="x" * 600_000, request_id=str(number)))
     assert len(list(tmp_path.glob("*.jsonl"))) == 2
     assert [record.request_id for record in read_feedback(tmp_path)] == ["0", "1", "2"]
+
+
+def test_a_line_that_is_no_record_is_told_on_one_short_line(tmp_path: Path) -> None:
+    path = tmp_path / "feedback-1.jsonl"
+    path.write_text('{"sampling": {"unheard_of": "' + "x" * 9_999 + '"}}\n')
+    with pytest.raises(ValueError, match="line 1 is no record") as raised:
+        list(read_feedback(tmp_path))
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 700

@@ -57,6 +57,7 @@ BAD: list[tuple[pb.GenerateSolutionRequest, type[InvalidRequest], str]] = [
     (asking(problem="x" * 10_000_000), ProblemTooLarge, "problem"),
     (asking(chat=chat()), FieldInvalid, "chat.messages"),
     (asking(chat=chat((SYSTEM, "be brief"))), FieldInvalid, "chat.messages"),
+    (asking(chat=chat(*[(USER, "")] * 65_537)), FieldInvalid, "chat.messages"),
     (asking(chat=chat((USER, "a"), (ASSISTANT, "b"))), FieldInvalid, "chat.messages"),
     (asking(chat=chat((0, "a"), (USER, "b"))), FieldInvalid, "chat.messages[0].role"),
     (asking(chat=chat((99, "a"), (USER, "b"))), FieldInvalid, "chat.messages[0].role"),

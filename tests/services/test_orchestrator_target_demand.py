@@ -54,5 +54,8 @@ async def test_steps_that_found_no_target_are_wanted_until_there_is_one() -> Non
         assert house.metric(INFLIGHT) == 0
         assert house.metric(DEPTH) == 2
         house.target.error = None
+        # The pool has left it out, and takes it back once a probe finds it serving.
+        ready = {"role": "target", "state": "ready"}
+        await until(lambda: house.metric("arbitrage_pool_replicas", **ready) == 1)
         await solution(stub, asking_target("2?"))
         assert house.metric(DEPTH) == 0

@@ -174,3 +174,27 @@ def test_a_calibration_table_that_does_not_fall_is_not_believed() -> None:
     points = [router_pb2.CalibrationPoint(threshold=t, target_share=t) for t in (0.1, 0.2)]
     with pytest.raises(Internal, match="calibration"):
         convert.router_from_proto(router_pb2.GetRouterResponse(calibration=points))
+
+
+@pytest.mark.parametrize("entropy", [math.nan, math.inf])
+def test_an_entropy_that_is_no_number_is_refused(entropy: float) -> None:
+    message = generator_pb2.GeneratedStep(stop_reason="STOP_REASON_SEPARATOR")
+    message.first_token_entropy = entropy
+    with pytest.raises(FieldInvalid, match=r"result\.first_token_entropy"):
+        convert.generated_step_from_proto(message)
+
+
+@pytest.mark.parametrize("field", ["prior_logit_shift", "advantage_margin"])
+def test_a_router_whose_correction_is_no_number_is_refused(field: str) -> None:
+    message = router_pb2.GetRouterResponse()
+    setattr(message, field, math.nan)
+    with pytest.raises(Internal, match=f"{field} nan is no finite number"):
+        convert.router_from_proto(message)
+
+
+def test_a_model_with_an_odd_name_cannot_break_the_line_of_an_error() -> None:
+    message = router_pb2.EstimateAdvantageResponse(score=2.0)
+    message.model.model_id = "a\nb"
+    with pytest.raises(Internal) as raised:
+        convert.advantage_from_proto(message)
+    assert str(raised.value).isprintable()

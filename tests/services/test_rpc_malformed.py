@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from types import SimpleNamespace
+
 import pytest
 from google.protobuf.message import Message
 from hypothesis import given
@@ -11,7 +14,7 @@ from arbitrage.core.errors import MalformedMessage
 from arbitrage.v1.generator_pb2 import GenerateStepRequest
 from arbitrage.v1.orchestrator_pb2 import Chat, ChatMessage, GenerateSolutionRequest
 from arbitrage.v1.trajectory_pb2 import Step
-from services.rpc.malformed import parse
+from services.rpc.malformed import _Walk, parse
 
 BAD = b"ok\xffno"
 STAND_IN = "*****"
@@ -78,3 +81,42 @@ def test_any_bytes_are_either_a_message_or_refused(received: bytes) -> None:
         assert isinstance(message, GenerateSolutionRequest)
     else:
         assert refused.field
+
+
+def test_millions_of_fields_are_not_all_looked_at() -> None:
+    looked_at: list[int] = []
+
+    class Watched(dict[int, object]):
+        def get(self, number: int, default: object = None) -> object:
+            looked_at.append(number)
+            return super().get(number, default)
+
+    descriptor = SimpleNamespace(
+        fields_by_number=Watched(GenerateStepRequest.DESCRIPTOR.fields_by_number)
+    )
+    flood = memoryview(b"\x12\x00" * 1_000_000 + b"\x0a\x01\xff")
+    assert _Walk().broken_field(descriptor, flood, "") is None
+    assert len(looked_at) == 10_000
+
+
+@pytest.mark.parametrize(
+    "received",
+    [
+        b"\x0a\x7f",
+        b"\xff" * 30,
+        b"\x09\x01",
+        b"\x0d",
+        b"\x0b\x0a\x00",
+        b"\x0f",
+        b"\x0a" + b"\x80" * 9,
+    ],
+)
+def test_bytes_that_end_too_early_are_refused_as_a_whole(received: bytes) -> None:
+    with pytest.raises(MalformedMessage, match="GenerateStepRequest"):
+        parse(GenerateStepRequest, received + b"\x0a\x01\xff")
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_are_refused_with_anything_else(received: bytes) -> None:
+    with suppress(MalformedMessage):
+        parse(GenerateSolutionRequest, received)

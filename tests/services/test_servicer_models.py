@@ -7,7 +7,12 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from arbitrage.core.errors import ArbitrageError, FieldInvalid, SamplingOutOfRange
+from arbitrage.core.errors import (
+    ArbitrageError,
+    ContextTooLong,
+    FieldInvalid,
+    SamplingOutOfRange,
+)
 from arbitrage.status import from_rpc_error
 from arbitrage.v1 import (
     generator_pb2,
@@ -21,7 +26,8 @@ from arbitrage.v1.trajectory_pb2 import SOURCE_TARGET, STOP_REASON_SEPARATOR, Sa
 from services.generator.servicer import GeneratorServicer
 from services.prm.servicer import PrmServicer
 from services.router.servicer import RouterServicer
-from services.rpc.model_program import EngineMetrics
+from services.rpc.model_program import EngineMetrics, made_ready
+from services.rpc.program import StartError
 from services.rpc.telemetry import Telemetry
 from tests.services.fakes_engines import (
     CALIBRATION,
@@ -113,3 +119,16 @@ def test_an_engines_counts_can_be_read() -> None:
     assert sample("arbitrage_engine_queued_requests", {"role": "draft"}) == 0
     decoded = {"role": "draft", "kind": "decoded"}
     assert sample("arbitrage_engine_tokens_total", decoded) == 0
+
+
+class SmallEngine(FakeGeneratorEngine):
+    """Has no room even for its first call."""
+
+    async def warm_up(self) -> None:
+        """Fails as an engine does whose cache is smaller than two tokens."""
+        raise ContextTooLong("problem", "4 tokens", "does not fit", "shorten it")
+
+
+async def test_a_model_that_cannot_answer_its_first_call_does_not_start() -> None:
+    with pytest.raises(StartError, match=r"ARBITRAGE_MODEL: its first call failed: .*KV_CACHE_MIB"):
+        await made_ready(SmallEngine())

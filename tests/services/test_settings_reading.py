@@ -77,3 +77,21 @@ def test_every_setting_is_described() -> None:
     for kind in (GeneratorSettings, OrchestratorSettings):
         for name, field in kind.model_fields.items():
             assert field.description, name
+
+
+@pytest.mark.parametrize("name", ["ARBITRAGE_\udcff", "ARBITRAGE_A\nB", "ARBITRAGE_" + "N" * 9_999])
+def test_a_variable_with_an_odd_name_is_named_on_one_short_line(name: str) -> None:
+    said = problems(**{name: "1"})
+    assert said.startswith("ARBITRAGE_")
+    assert "no such setting" in said
+    assert said.isprintable()
+    assert len(said) < 2_000
+
+
+def test_a_variable_in_other_letters_is_unknown_rather_than_a_second_value() -> None:
+    said = problems(ARBITRAGE_MAX_STEPS="300", ARBITRAGE_max_steps="4")
+    assert said == "ARBITRAGE_max_steps: no such setting; did you mean ARBITRAGE_MAX_STEPS?"
+
+
+def test_a_long_value_is_shortened() -> None:
+    assert len(problems(ARBITRAGE_MAX_STEPS="9" * 9_999)) < 200

@@ -213,3 +213,13 @@ async def test_production_records_become_rows_once(
 def test_a_feedback_folder_without_records_is_an_error(tmp_path: Path, folder: RowFolder) -> None:
     with pytest.raises(DatasetInvalid, match="holds no records"):
         rows_from_feedback(tmp_path, folder)
+
+
+def test_a_record_of_a_large_seed_becomes_a_row(tmp_path: Path, folder: RowFolder) -> None:
+    record = feedback_pb2.ObservedStep(problem="x?", draft_score=0.5, target_scores=[1.0])
+    record.sampling.seed = 2**64 - 1
+    record.target_steps.add(text="y", stop_reason="STOP_REASON_SEPARATOR", token_count=1)
+    record.draft_step.CopyFrom(record.target_steps[0])
+    FeedbackLog(tmp_path / "feedback").append(record)
+    assert rows_from_feedback(tmp_path / "feedback", folder) == 1
+    assert [row.seed for row in folder.read()] == [2**63 - 1]
