@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> RowFolder:
 
 def services(house: House) -> Services:
     """Returns where the models of a house are."""
-    addresses = {role: server.address for role, server in house.servers.items()}
+    addresses = {role: house.servers[role].address for role in ("draft", "target", "prm", "router")}
     return Services.model_validate(addresses)
 
 
