@@ -28,6 +28,7 @@ check: $(VENV)/.dev ## what CI runs before the tests
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python -m tools.audit
 	$(BIN)/pytest -m 'not slow'
 
 format: $(VENV)/.dev
