@@ -128,7 +128,7 @@ def audit(
 
 def main() -> int:
     """Audits this environment."""
-    installed = {
+    installed: dict[str, str] = {
         canonicalize_name(found.metadata["Name"]): found.version for found in distributions()
     }
     exit_code, lines = audit(installed, CONSTRAINTS.read_text(encoding="utf-8"))

@@ -149,7 +149,9 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # gene
 
 def _names_of(context: Context) -> frozenset[str]:
     shown = context.auth_context()
-    return frozenset(name.decode() for kind in _IDENTITIES for name in shown.get(kind, ()))
+    return frozenset(
+        name.decode(errors="replace") for kind in _IDENTITIES for name in shown.get(kind, ())
+    )
 
 
 def _serialize(message: Message) -> bytes:

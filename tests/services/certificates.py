@@ -27,12 +27,16 @@ class Authority:
         self._ca.cert_pem.write_to_path(self.path)
 
     def issue(
-        self, name: str, *names: str, days: int = 1, year: int | None = None
+        self, name: str, *names: str, common_name: str | None = None, year: int | None = None
     ) -> tuple[Path, Path]:
         """Writes `name`.pem and `name`.key for a holder of `names`; `year` is one long past."""
         begin = None if year is None else datetime(year, 1, 1, tzinfo=UTC)
-        end = datetime.now(UTC) + timedelta(days) if begin is None else begin + timedelta(days)
-        leaf = self._ca.issue_cert(*names, not_before=begin, not_after=end)
+        leaf = self._ca.issue_cert(
+            *names,
+            common_name=common_name,
+            not_before=begin,
+            not_after=(begin or datetime.now(UTC)) + timedelta(days=1),
+        )
         return self._written(
             name,
             b"".join(blob.bytes() for blob in leaf.cert_chain_pems),

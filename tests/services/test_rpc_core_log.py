@@ -167,14 +167,17 @@ async def test_a_certificate_that_cannot_be_used_stops_the_program_with_one_line
 
 
 @pytest.mark.slow
-async def test_keys_that_cannot_be_read_stop_the_program_with_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["ARBITRAGE_API_KEYS_FILE", "ARBITRAGE_MODELS_TLS_CA"])
+async def test_a_file_that_is_not_there_stops_the_program_with_one_line(
+    setting: str, tmp_path: Path
+) -> None:
     variables = {
         "ARBITRAGE_DRAFT_ADDRESS": "127.0.0.1:1",
         "ARBITRAGE_TARGET_ADDRESS": "127.0.0.1:1",
-        "ARBITRAGE_API_KEYS_FILE": str(tmp_path / "nowhere.toml"),
+        setting: str(tmp_path / "nowhere"),
     }
     async with started("services.orchestrator", **variables) as process:
         code, written = await ended(process)
     assert code == 2
-    assert " ERROR arbitrage: ARBITRAGE_API_KEYS_FILE: " in written
+    assert f" ERROR arbitrage: {setting}: {tmp_path / 'nowhere'}: cannot be read" in written
     assert written.count("\n") == 1

@@ -148,9 +148,9 @@ async def test_of_callers_with_a_certificate_only_those_that_are_named_may_call(
 
 async def test_a_common_name_is_no_name_to_be_let_in_by(authority: Authority) -> None:
     # gRPC's own `peer_identities` falls back on it, and anybody may write anything there.
-    unnamed = await authority.client(authority.issue("unnamed", "user@example.org"))
+    unnamed = await authority.client(authority.issue("unnamed", common_name=ORCHESTRATOR))
     tls = authority.server(client_ca=authority.path)
-    door = AllowedCallers(frozenset({"user@example.org", ""}), Anyone())
+    door = AllowedCallers(frozenset({ORCHESTRATOR}), Anyone())
     async with serving(GENERATOR, servicer(), tls=tls, authenticator=door) as server:
         error = await refused(local(server), unnamed)
     assert "no DNS name or URI" in str(error)
@@ -325,7 +325,7 @@ async def test_plaintext_beyond_this_machine_is_warned_of_once(
     ]
 
 
-def models_settings(authority: Authority, own: tuple[Path, Path]) -> dict[str, Path]:
+def models_settings(authority: Authority, own: tuple[Path, Path]) -> dict[str, Any]:
     """Returns the settings of an orchestrator whose models are behind mutual TLS."""
     return {
         "models_tls_ca": authority.path,
