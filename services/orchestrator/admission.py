@@ -60,7 +60,8 @@ class _Tenant:
 class Admission:
     """Bounds how many requests run and how many wait.
 
-    `max_share` is the share of the places that one tenant may hold; it gets one in any case.
+    `max_share` is the share of the places, and of the queue, that one tenant may hold; it gets one
+    in any case. Below 1 a newcomer finds room in the queue, and nobody who waits is sent away.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Admission:
         self._max_queue = max_queue
         # In floats, 0.29 of 100 places are a little less than 29.
         self._most_places = max(1, int(max_share * max_concurrency + 1e-9))
+        self._most_waiting = max(1, int(max_share * max_queue + 1e-9))
         self._observe = observe
         self._clock = clock
         # Only those that have requests; who was given a place last comes last.
@@ -119,10 +121,13 @@ class Admission:
 
     async def _wait(self, request: _Request, deadline_s: float | None) -> None:
         arrived_s = self._clock()
-        self._tenants.setdefault(request.tenant, _Tenant()).waiting.append(request)
+        tenant = self._tenants.setdefault(request.tenant, _Tenant())
+        tenant.waiting.append(request)
         self._hand_out()
-        if self.waiting_count > self._max_queue:
-            self._send_one_away(request)
+        if len(tenant.waiting) > self._most_waiting:
+            self._send_away(request.tenant, request)
+        elif self.waiting_count > self._max_queue:
+            self._send_away(self._most_present(request.tenant), request)
         try:
             async with asyncio.timeout(None if deadline_s is None else deadline_s - arrived_s):
                 outcome = await request.turn
@@ -158,19 +163,22 @@ class Admission:
                 self._started_s[request] = self._clock()
                 request.turn.set_result(Outcome.ADMITTED)
 
-    def _send_one_away(self, arriving: _Request) -> None:
-        """Ends the wait of the newest request of the tenant that has the most waiting."""
+    def _most_present(self, arriving: str) -> str:
+        """Returns the tenant that has the most waiting, where `arriving` has just come."""
         # Among equals it is who has more running; among those, the arriving one: where many
         # tenants wait with one request each, none loses its turn to a newcomer.
-        name, tenant = max(
-            self._tenants.items(),
-            key=lambda item: (
-                len(item[1].waiting),
-                item[1].running_count,
-                item[0] == arriving.tenant,
+        return max(
+            self._tenants,
+            key=lambda name: (
+                len(self._tenants[name].waiting),
+                self._tenants[name].running_count,
+                name == arriving,
             ),
         )
-        request = tenant.waiting.pop()
+
+    def _send_away(self, name: str, arriving: _Request) -> None:
+        """Ends the wait of a tenant's newest request."""
+        request = self._tenants[name].waiting.pop()
         if not request.turn.done():
             is_arriving = request is arriving
             request.turn.set_result(Outcome.REFUSED if is_arriving else Outcome.PUSHED_OUT)
@@ -200,7 +208,7 @@ class Admission:
         return Overloaded(
             f"{self.running_count} requests are running and {self.waiting_count} waiting, "
             f"{own.running_count} and {len(own.waiting)} of them this tenant's; come back later, "
-            "or raise ARBITRAGE_MAX_CONCURRENCY or ARBITRAGE_MAX_QUEUE",
+            "or raise ARBITRAGE_MAX_CONCURRENCY, ARBITRAGE_MAX_QUEUE or ARBITRAGE_TENANT_MAX_SHARE",
             retry_after_s=self._retry_after_s(request, len(own.waiting)),
         )
 

@@ -77,7 +77,7 @@ class OrchestratorSettings(ServerSettings):
         gt=0,
         le=1,
         allow_inf_nan=False,
-        description="Share of the solutions that run together that one tenant may have.",
+        description="Share of the places, and of the queue, that one tenant may have.",
     )
     target_step_capacity: PositiveCount | None = Field(
         None,

@@ -198,6 +198,11 @@ async def measured(options: argparse.Namespace) -> Result:
     )  # fmt: skip
     rows: tuple[dict[str, object], ...] = (
         {"capacity_per_s": round(capacity, 2), "offered": offered, "refused": len(flood.refused_s)},
+        {
+            "refused_ms": np.percentile(np.array(flood.refused_s) * 1000, [50, 90, 95, 99])
+            .round()
+            .tolist()
+        },
         {"quiet_alone_s": [round(float(alone_p50), 3), round(float(alone_p95), 3)]},
         {"quiet_flooded_s": [round(float(quiet_p50), 3), round(float(quiet_p95), 3)]},
         {"memory_growth": grown},

@@ -248,6 +248,18 @@ async def test_no_tenant_holds_more_than_its_share_even_alone(
         assert ("b0" in people.running) == (held < places)
 
 
+async def test_a_flood_leaves_its_share_of_the_queue_free_and_is_refused_on_arrival() -> None:
+    async with crowd(Admission(1, 4, 0.5)) as people:
+        for name in ("a0", "a1", "a2", "a3"):
+            await people.arrives(name)
+        assert (list(people.waiting), people.refused) == (["a1", "a2"], ["a3"])
+        for name in ("b0", "b1", "b2"):
+            await people.arrives(name)
+        # Nobody who waited was sent away for them.
+        assert list(people.waiting) == ["a1", "a2", "b0", "b1"]
+        assert people.refused == ["a3", "b2"]
+
+
 async def test_the_longer_solutions_take_the_later_one_is_told_to_return() -> None:
     clock = FakeClock()
     admission = Admission(2, 1, clock=clock)
