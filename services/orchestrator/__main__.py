@@ -149,7 +149,7 @@ async def opened_cache(
         yield PrefixCache(store, settings.prefix_cache_ttl_s, metrics)
     else:
         shared = RedisStore(link)
-        async with in_background(shared.keep_claims()):
+        async with in_background(shared.maintain()):
             yield PrefixCache(shared, settings.prefix_cache_ttl_s, metrics)
 
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from contextlib import suppress
 from typing import Final
 
 from services.orchestrator.redis_link import RedisLink, Script, StoreAway
 
 # How long a claim lives without being renewed: others wait this long for an orchestrator that died.
 _CLAIM_S: Final = 2.0
+
+# Answers on their way to Redis; with more, whoever has one waits.
+_MOST_UNWRITTEN: Final = 256
 
 # Returns the answer; else 1 where the claim is ours now, 0 where it is another's.
 _FIND = Script("""
@@ -37,8 +41,8 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 class RedisStore:
     """Keeps answers by key in Redis, each with its time to live.
 
-    The memory bound is the server's: `maxmemory` with the policy `volatile-ttl`. `keep_claims` has
-    to run for as long as the store is used.
+    The memory bound is the server's: `maxmemory` with the policy `volatile-ttl`. `maintain` has to
+    run for as long as the store is used: no step waits until its answer is written.
     """
 
     def __init__(self, link: RedisLink) -> None:
@@ -46,6 +50,7 @@ class RedisStore:
         # Tells this process's claims from those of others.
         self._holder = secrets.token_bytes(12)
         self._claims: set[bytes] = set()
+        self._unwritten: asyncio.Queue[tuple[bytes, bytes, float]] = asyncio.Queue(_MOST_UNWRITTEN)
 
     async def find(self, key: bytes) -> bytes | None:
         """Returns what was put under `key`; None also while Redis is away."""
@@ -74,14 +79,12 @@ class RedisStore:
         return bool(found)
 
     async def put(self, key: bytes, value: bytes, ttl_s: float) -> None:
-        """Keeps `value` and ends the claim, unless Redis is away or full."""
-        self._claims.discard(key)
-        ttl_ms = max(1, round(ttl_s * 1000))
-        keys = (_answer(key), _flight(key))
-        try:
-            await self._link.run("put", _PUT, keys, (value, ttl_ms, self._holder))
-        except StoreAway:
-            return
+        """Keeps `value` soon, and ends the claim then, unless Redis is away or full."""
+        await self._unwritten.put((key, value, ttl_s))
+
+    async def written(self) -> None:
+        """Returns once everything that was put so far has been written, or given up."""
+        await self._unwritten.join()
 
     async def release(self, key: bytes) -> None:
         """Ends a claim without an answer."""
@@ -91,8 +94,23 @@ class RedisStore:
         except StoreAway:
             return
 
-    async def keep_claims(self) -> None:
-        """Renews what is claimed until it is cancelled."""
+    async def maintain(self) -> None:
+        """Writes what is put and renews what is claimed, until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._write())
+            group.create_task(self._keep_claims())
+
+    async def _write(self) -> None:
+        while True:
+            key, value, ttl_s = await self._unwritten.get()
+            ttl_ms = max(1, round(ttl_s * 1000))
+            keys = (_answer(key), _flight(key))
+            with suppress(StoreAway):
+                await self._link.run("put", _PUT, keys, (value, ttl_ms, self._holder))
+            self._claims.discard(key)
+            self._unwritten.task_done()
+
+    async def _keep_claims(self) -> None:
         while True:
             await asyncio.sleep(_CLAIM_S / 4)
             for key in tuple(self._claims):

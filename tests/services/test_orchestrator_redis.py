@@ -15,6 +15,7 @@ from redis import Redis
 from services.orchestrator.redis_link import opened_redis, redacted
 from services.orchestrator.redis_store import RedisStore
 from services.orchestrator.telemetry import StoreMetrics
+from services.rpc.background import in_background
 from services.rpc.program import StartError
 from tests.services.redis_servers import RedisServer, free_port, give_all_slots, redis_server
 from tests.services.running import House, Solution, asking, committed, solution, until
@@ -30,20 +31,28 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 async def store_at(url: str) -> AsyncIterator[tuple[RedisStore, CollectorRegistry]]:
     registry = CollectorRegistry()
     async with opened_redis(url, StoreMetrics(registry)) as link:
-        yield RedisStore(link), registry
+        store = RedisStore(link)
+        async with in_background(store.maintain()):
+            yield store, registry
+
+
+async def put(store: RedisStore, key: bytes, value: bytes, ttl_s: float) -> None:
+    """Keeps an answer and waits until it is written."""
+    await store.put(key, value, ttl_s)
+    await store.written()
 
 
 async def test_what_one_orchestrator_puts_another_finds(server: RedisServer) -> None:
     async with store_at(server.url) as (one, _), store_at(server.url) as (other, _):
         assert await other.find(b"key") is None
-        await one.put(b"key", b"\x00value", ttl_s=60.0)
+        await put(one, b"key", b"\x00value", ttl_s=60.0)
         assert await other.find(b"key") == b"\x00value"
 
 
 async def test_every_entry_has_its_time_to_live(server: RedisServer) -> None:
     async with store_at(server.url) as (store, _):
-        await store.put(b"key", b"value", ttl_s=60.0)
-        await store.put(b"short", b"value", ttl_s=0.0001)
+        await put(store, b"key", b"value", ttl_s=60.0)
+        await put(store, b"short", b"value", ttl_s=0.0001)
         await asyncio.sleep(0.05)
         assert await store.find(b"short") is None
 
@@ -59,17 +68,17 @@ async def test_a_server_that_dies_is_passed_by_and_used_again_when_it_is_back(
     server: RedisServer,
 ) -> None:
     async with store_at(server.url) as (store, registry):
-        await store.put(b"key", b"value", 60.0)
+        await put(store, b"key", b"value", 60.0)
         await asyncio.to_thread(server.kill)
         assert await store.find(b"key") is None
-        await store.put(b"key", b"value", 60.0)
+        await put(store, b"key", b"value", 60.0)
         assert registry.get_sample_value("arbitrage_store_up") == 0
         # One question met the failure; the next was not asked.
         assert _failures(registry) == 1
         await asyncio.to_thread(server.start)
         async with asyncio.timeout(20):
             while await store.find(b"key") is None:
-                await store.put(b"key", b"again", 60.0)
+                await put(store, b"key", b"again", 60.0)
                 await asyncio.sleep(0.05)
         assert await store.find(b"key") == b"again"
         assert registry.get_sample_value("arbitrage_store_up") == 1
@@ -77,7 +86,7 @@ async def test_a_server_that_dies_is_passed_by_and_used_again_when_it_is_back(
 
 async def test_a_server_that_hangs_costs_one_wait_and_not_one_for_each(server: RedisServer) -> None:
     async with store_at(server.url) as (store, registry):
-        await store.put(b"key", b"value", 60.0)
+        await put(store, b"key", b"value", 60.0)
         assert server.process is not None
         server.process.send_signal(signal.SIGSTOP)
         try:
@@ -93,9 +102,9 @@ async def test_a_server_that_hangs_costs_one_wait_and_not_one_for_each(server: R
 async def test_a_full_server_is_not_written_to_and_still_read(tmp_path: Path) -> None:
     with redis_server(tmp_path, "--maxmemory", "3mb", "--maxmemory-policy", "noeviction") as full:
         async with store_at(full.url) as (store, registry):
-            await store.put(b"first", b"value", 60.0)
+            await put(store, b"first", b"value", 60.0)
             for number in range(10):
-                await store.put(b"%d" % number, b"x" * 1_000_000, 60.0)
+                await put(store, b"%d" % number, b"x" * 1_000_000, 60.0)
             assert registry.get_sample_value("arbitrage_store_failures_total", {"operation": "put"})
             assert await store.find(b"first") == b"value"
             assert registry.get_sample_value("arbitrage_store_up") == 1
@@ -103,7 +112,7 @@ async def test_a_full_server_is_not_written_to_and_still_read(tmp_path: Path) ->
 
 async def test_a_server_that_is_away_is_no_reason_not_to_start() -> None:
     async with store_at(f"redis://127.0.0.1:{free_port()}") as (store, _):
-        await store.put(b"key", b"value", 60.0)
+        await put(store, b"key", b"value", 60.0)
         assert await store.find(b"key") is None
 
 
@@ -113,7 +122,7 @@ async def test_a_user_with_few_rights_is_enough_and_a_wrong_one_is_refused(tmp_p
     with redis_server(tmp_path, *acl.split()) as guarded:
         address = f"127.0.0.1:{guarded.port}"
         async with store_at(f"redis://orchestrator:secret@{address}") as (store, _):
-            await store.put(b"key", b"value", 60.0)
+            await put(store, b"key", b"value", 60.0)
             assert await store.find(b"key") == b"value"
         with pytest.raises(StartError, match="refuses user or password") as refused:
             async with store_at(f"redis://orchestrator:wrong-one@{address}"):
@@ -131,7 +140,7 @@ async def test_sentinels_name_the_primary(tmp_path: Path, server: RedisServer) -
     await asyncio.to_thread(sentinel.start)
     try:
         async with store_at(f"redis+sentinel://127.0.0.1:{port}/main") as (store, _):
-            await store.put(b"key", b"value", 60.0)
+            await put(store, b"key", b"value", 60.0)
             assert await store.find(b"key") == b"value"
     finally:
         await asyncio.to_thread(sentinel.kill)
@@ -141,7 +150,7 @@ async def test_a_cluster_keeps_each_key_where_its_slot_is(tmp_path: Path) -> Non
     with redis_server(tmp_path, "--cluster-enabled", "yes") as node:
         await asyncio.to_thread(give_all_slots, node)
         async with store_at(f"redis+cluster://127.0.0.1:{node.port}") as (store, _):
-            await store.put(b"key", b"value", 60.0)
+            await put(store, b"key", b"value", 60.0)
             assert await store.find(b"key") == b"value"
 
 
@@ -198,15 +207,23 @@ async def test_equal_calls_of_two_orchestrators_make_one(server: RedisServer) ->
 async def test_the_claim_of_an_orchestrator_that_dies_is_free_after_a_moment(
     server: RedisServer,
 ) -> None:
-    async with store_at(server.url) as (one, _), store_at(server.url) as (other, _):
-        assert await one.claim(b"key") is True
-        assert await other.claim(b"key") is False
+    async with store_at(server.url) as (other, _):
+        async with store_at(server.url) as (one, _):
+            assert await one.claim(b"key") is True
+            assert await other.claim(b"key") is False
         # Nobody renews it.
         async with asyncio.timeout(20):
             while await other.claim(b"key") is False:  # noqa: ASYNC110 - no event tells of it
                 await asyncio.sleep(0.05)
-        # What the slow one finds out in the end is an answer like any other.
-        await one.put(b"key", b"value", 60.0)
+
+
+async def test_what_a_slow_orchestrator_finds_out_in_the_end_is_an_answer_like_any_other(
+    server: RedisServer,
+) -> None:
+    async with store_at(server.url) as (one, _), store_at(server.url) as (other, _):
+        assert await other.claim(b"key") is True
+        assert await one.claim(b"key") is False
+        await put(one, b"key", b"value", 60.0)
         assert await other.claim(b"key") == b"value"
 
 
@@ -215,12 +232,24 @@ async def test_a_claim_that_is_renewed_lasts_and_one_that_is_given_up_is_free(
 ) -> None:
     async with store_at(server.url) as (one, _), store_at(server.url) as (other, _):
         assert await one.claim(b"key") is True
-        renewing = asyncio.create_task(one.keep_claims())
         await asyncio.sleep(2.5)
         assert await other.claim(b"key") is False
-        renewing.cancel()
         await one.release(b"key")
         assert await other.claim(b"key") is True
+
+
+async def test_no_step_waits_until_its_answer_is_written(server: RedisServer) -> None:
+    async with store_at(server.url) as (store, _):
+        assert await store.claim(b"key") is True
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            put_one = asyncio.create_task(store.put(b"key", b"value", 60.0))
+            await asyncio.sleep(0)
+            assert put_one.done()
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        await store.written()
 
 
 async def test_requests_go_on_while_redis_is_away(server: RedisServer) -> None:
