@@ -12,10 +12,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis import Redis
 
-from services.orchestrator.redis_link import opened_redis, redacted
+from services.orchestrator.redis_link import opened_redis
 from services.orchestrator.redis_store import RedisStore
 from services.orchestrator.telemetry import StoreMetrics
 from services.rpc.program import StartError
+from services.rpc.redis_client import redacted
 from tests.services.redis_servers import RedisServer, free_port, give_all_slots, redis_server
 from tests.services.running import House, Solution, asking, committed, solution, until
 
