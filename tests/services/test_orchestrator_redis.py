@@ -224,15 +224,6 @@ async def test_a_claim_that_is_renewed_lasts_and_one_that_is_given_up_is_free(
         assert await other.claim(b"key") is True
 
 
-async def test_requests_go_on_while_redis_is_away(server: RedisServer) -> None:
-    house = House(settings={"store_url": server.url})
-    async with house.open() as stub:
-        known = await solution(stub, asking())
-        await asyncio.to_thread(server.kill)
-        assert _texts(await solution(stub, asking())) == _texts(known)
-    assert house.metric("arbitrage_store_up") == 0
-
-
 def _texts(events: Solution) -> list[str]:
     return [committed_step.step.text for committed_step in committed(events)]
 
