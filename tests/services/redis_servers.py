@@ -31,7 +31,10 @@ def speaks_tls() -> bool:
     """Whether the server was built with TLS; the one in the wheel was not."""
     # It wants a certificate, or does not know the option.
     asked = [redis_program(), "--port", "0", "--tls-port", "1"]
-    return b"tls-cert-file" in subprocess.run(asked, capture_output=True, check=False).stdout
+    return (
+        b"tls-cert-file"
+        in subprocess.run(asked, capture_output=True, check=False, timeout=60).stdout
+    )
 
 
 def free_port() -> int:

@@ -98,8 +98,12 @@ async def test_without_a_rate_nothing_is_observed(server: RedisServer) -> None:
     assert await records_at(server.url) == []
 
 
-async def test_a_redis_that_is_away_costs_records_and_no_request() -> None:
+async def test_a_redis_that_is_away_costs_records_and_no_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     await observed(house(store_url=f"redis://127.0.0.1:{free_port()}"), result="failed")
+    # That is no defect.
+    assert "ERROR" not in {record.levelname for record in caplog.records}
 
 
 async def test_a_redis_that_is_full_costs_records_and_no_request(tmp_path: Path) -> None:
