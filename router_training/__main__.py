@@ -72,9 +72,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--shard", default="0/1", metavar="K/N", help="walk part K of N")
             command.add_argument(
                 *("--from-feedback",),
-                type=Path,
-                metavar="FOLDER",
-                help="turn production records into rows instead of walking",
+                metavar="FOLDER_OR_URL",
+                help="turn production records into rows instead of walking: those of a folder, or "
+                "of orchestrators' Redis, as redis://host:6379",
             )
     return parser
 

@@ -4,7 +4,7 @@ TrainingError
 ├── ConfigInvalid      the configuration cannot be used
 ├── QuestionsInvalid   the questions cannot be read
 ├── DatasetInvalid     rows are damaged, missing, or do not belong together
-├── ServiceFailed      a model service cannot be reached or refuses
+├── ServiceFailed      a service cannot be reached or refuses
 ├── StorageFailed      the disk is full or a folder cannot be written
 └── PromotionRefused   the new router is not good enough to serve
 """
@@ -31,7 +31,7 @@ class DatasetInvalid(TrainingError):
 
 
 class ServiceFailed(TrainingError):
-    """A model service cannot be reached or refuses what it is asked."""
+    """A model service or Redis cannot be reached, or refuses what it is asked."""
 
 
 class StorageFailed(TrainingError):

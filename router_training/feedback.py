@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
+
+from redis.exceptions import RedisError
 
 from arbitrage.core.errors import ArbitrageError
+from arbitrage.core.shown import one_line
 from arbitrage.core.steps import ModelIdentity
 from arbitrage.v1 import feedback_pb2
-from router_training.errors import DatasetInvalid
+from router_training.errors import DatasetInvalid, ServiceFailed
 from router_training.label import advantage, binary_label
 from router_training.questions import question_id
 from router_training.rows import Row, RowFolder
@@ -19,29 +25,38 @@ from services.rpc.convert import (
     steps_from_proto,
 )
 from services.rpc.feedback_log import read_feedback
+from services.rpc.feedback_stream import read_feedback_stream
+from services.rpc.redis_client import RedisUnusable, opened_client, redacted, server_info
 
 _log = logging.getLogger(__name__)
 _SOURCE = "feedback"
+_ANSWER_TIMEOUT_S: Final = 10.0
+_LONGEST_SHOWN: Final = 400
 
 
-def rows_from_feedback(feedback: Path, folder: RowFolder) -> int:
-    """Appends a row for each record of a folder that has none yet; returns how many.
+def rows_from_feedback(feedback: str, folder: RowFolder) -> int:
+    """Appends a row for each record that has none yet; returns how many.
+
+    `feedback` is a folder of them, or the URL of the Redis where orchestrators keep them.
 
     Records of another PRM, draft or target than the rows that are there, or than the newest
     record where there are none, are passed over: no advantage mixes two.
 
     Raises:
-        DatasetInvalid: a record cannot be read.
+        DatasetInvalid: there are no records, or one cannot be read.
+        ServiceFailed: Redis cannot be read.
         StorageFailed
     """
+    shown = one_line(redacted(feedback) if _is_url(feedback) else feedback, _LONGEST_SHOWN)
     try:
-        records = sorted(read_feedback(feedback), key=lambda r: r.observed_at.ToNanoseconds())
+        records = sorted(_records(feedback), key=lambda r: r.observed_at.ToNanoseconds())
         rows = [_row(record) for record in records]
     except (ValueError, ArbitrageError) as error:
-        raise DatasetInvalid(f"--from-feedback {feedback}: {error}; remove the record") from None
+        raise DatasetInvalid(f"--from-feedback {shown}: {error}; remove the record") from None
     if not rows:
         raise DatasetInvalid(
-            f"--from-feedback {feedback}: it holds no records; is feedback_sample_rate above 0?"
+            f"--from-feedback {shown}: it holds no records; is feedback_sample_rate above 0, and "
+            "does feedback_folder or store_url name this place?"
         )
     known = folder.first() or rows[-1]
     done = {(row.request_id, row.step_index) for row in folder.read()}
@@ -55,6 +70,31 @@ def rows_from_feedback(feedback: Path, folder: RowFolder) -> int:
     new = [row for row in fitting if (row.request_id, row.step_index) not in done]
     folder.append(new)
     return len(new)
+
+
+def _is_url(feedback: str) -> bool:
+    return "://" in feedback
+
+
+def _records(feedback: str) -> Sequence[feedback_pb2.ObservedStep]:
+    if _is_url(feedback):
+        return asyncio.run(_records_of_redis(feedback))
+    return list(read_feedback(Path(feedback)))
+
+
+async def _records_of_redis(url: str) -> Sequence[feedback_pb2.ObservedStep]:
+    shown = one_line(redacted(url), _LONGEST_SHOWN)
+    try:
+        async with opened_client(url, _ANSWER_TIMEOUT_S) as client:
+            await server_info(client)
+            return [record async for record in read_feedback_stream(client)]
+    except RedisUnusable as error:
+        raise ServiceFailed(f"--from-feedback {shown}: {error}") from None
+    except (RedisError, OSError, TimeoutError) as error:
+        raise ServiceFailed(
+            f"--from-feedback {shown}: it cannot be read ({str(error) or type(error).__name__}); "
+            "start Redis or correct the URL, and run the same command again"
+        ) from None
 
 
 def _models(row: Row) -> tuple[ModelIdentity, ...]:

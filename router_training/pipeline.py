@@ -53,7 +53,7 @@ class Pipeline:
         self.evaluate()
         self.promote(dry_run=dry_run)
 
-    def collect(self, part: tuple[int, int] = (0, 1), feedback: Path | None = None) -> None:
+    def collect(self, part: tuple[int, int] = (0, 1), feedback: str | None = None) -> None:
         """Walks part K of N of the questions; or takes production records for rows.
 
         Each part has a stamp of its own, so that several jobs may write to one folder.

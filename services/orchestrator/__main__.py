@@ -11,11 +11,12 @@ from prometheus_client import CollectorRegistry
 
 from arbitrage.v1 import orchestrator_pb2
 from services.orchestrator.admission import Admission
-from services.orchestrator.feedback import Feedback, Judges
+from services.orchestrator.feedback import Feedback, Judges, Sink
 from services.orchestrator.load_price import TargetPrice
 from services.orchestrator.models import RemoteModels, connected_models
 from services.orchestrator.prefix_cache import PrefixCache
 from services.orchestrator.quotas import Buckets, MemoryBuckets, Quotas, RedisBuckets
+from services.orchestrator.redis_feedback import RedisFeedback
 from services.orchestrator.redis_link import RedisLink, opened_redis
 from services.orchestrator.redis_store import RedisStore
 from services.orchestrator.requests import RequestRules
@@ -81,7 +82,7 @@ async def build(
             buckets = RedisBuckets(link, quota_metrics)
         quotas = Quotas(settings.default_limits, buckets, quota_metrics)
         feedback_metrics = FeedbackMetrics(registry, metrics.count_shadow)
-        async with running_feedback(settings, models, feedback_metrics) as feedback:
+        async with running_feedback(settings, link, models, feedback_metrics) as feedback:
             yield OrchestratorServicer(
                 Desk(
                     rules,
@@ -178,10 +179,14 @@ async def watched_revisions(cache: PrefixCache | None, models: RemoteModels) -> 
 
 @asynccontextmanager
 async def running_feedback(
-    settings: OrchestratorSettings, models: RemoteModels, metrics: FeedbackMetrics
+    settings: OrchestratorSettings,
+    link: RedisLink | None,
+    models: RemoteModels,
+    metrics: FeedbackMetrics,
 ) -> AsyncIterator[Feedback | None]:
     """Makes what observes steps in the background, and gives up what is running on the way out."""
-    if settings.feedback_folder is None or models.prm is None or models.router is None:
+    sink = feedback_sink(settings, link)
+    if sink is None or models.prm is None or models.router is None:
         yield None
         return
     judges = Judges(
@@ -190,11 +195,19 @@ async def running_feedback(
         models.router.describe_model,
         lambda: models.demand.inflight_count,
     )
-    log = FeedbackLog(settings.feedback_folder, settings.feedback_file_mib)
     async with asyncio.TaskGroup() as group:
-        feedback = Feedback(settings.feedback_rules, judges, log, metrics, group)
+        feedback = Feedback(settings.feedback_rules, judges, sink, metrics, group)
         yield feedback
         feedback.close()
+
+
+def feedback_sink(settings: OrchestratorSettings, link: RedisLink | None) -> Sink | None:
+    """Returns what keeps feedback records; None where none are made."""
+    if not settings.feedback_sample_rate:
+        return None
+    if settings.feedback_folder is not None:
+        return FeedbackLog(settings.feedback_folder, settings.feedback_file_mib)
+    return None if link is None else RedisFeedback(link, settings.feedback_stream_bytes)
 
 
 ORCHESTRATOR = Program(

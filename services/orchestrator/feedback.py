@@ -22,6 +22,7 @@ from arbitrage.core.ports import Generator, Models, RouterDescription, Scorer, S
 from arbitrage.core.steps import GeneratedStep, ModelIdentity, Score, Source, Verdict
 from arbitrage.v1 import feedback_pb2
 from arbitrage.version import VERSION
+from services.orchestrator.redis_link import StoreAway
 from services.orchestrator.telemetry import FeedbackMetrics
 from services.rpc.convert import (
     generated_step_to_proto,
@@ -36,11 +37,11 @@ _log = logging.getLogger(__name__)
 class Sink(Protocol):
     """Keeps records."""
 
-    def append(self, record: feedback_pb2.ObservedStep) -> None:
-        """Keeps one; blocks until it is kept.
+    async def append(self, record: feedback_pb2.ObservedStep) -> None:
+        """Keeps one.
 
         Raises:
-            OSError
+            OSError, StoreAway: it is lost.
         """
         ...
 
@@ -126,8 +127,8 @@ class Feedback:
                 raise PrmUnavailable("the PRM changed between the two scores of a step")
             router = await self._judges.describe(routed.score.model)
             record = _record(routed, target, (draft_score, target_score), self._rules.rate)
-            await asyncio.to_thread(self._sink.append, record)
-        except (ArbitrageError, OSError) as error:
+            await self._sink.append(record)
+        except (ArbitrageError, OSError, StoreAway) as error:
             self._metrics.count("failed")
             _log.debug("a step could not be observed: %s", error)
             return

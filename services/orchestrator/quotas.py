@@ -1,8 +1,9 @@
 """What a tenant may use in a minute: requests, and tokens that models compute for it.
 
-Each is a bucket that holds a minute's worth and fills evenly. A request is taken out before it is
-worked on. Its tokens are known when it ends, and taken out then, more than there are if need be:
-what the bucket owes is paid before the tenant's next request is taken.
+Each is a bucket that holds a minute's worth and fills evenly. A request is taken out before it
+waits for a place, and given back if it gets none. Its tokens are known when it ends, and taken out
+then, more than there are if need be: what the bucket owes is paid before the tenant's next request
+is taken. A call that goes on with a session is no other request than the one that began it.
 
 A bucket is one number, the moment at which it is full again: one that holds nothing is full in a
 minute, one that owes in more. A moment that has passed says nothing, so it need not be kept.
@@ -57,6 +58,10 @@ class Buckets(Protocol):
         """Takes one request out, unless there is none, or tokens are owed."""
         ...
 
+    async def give_back(self, tenant: str, limits: Limits) -> None:
+        """Puts one request in again."""
+        ...
+
     async def charge(self, tenant: str, limits: Limits, token_count: int) -> None:
         """Takes tokens out, whether or not they are there."""
         ...
@@ -95,6 +100,12 @@ class Quotas:
             f"ARBITRAGE_DEFAULT_{refusal.quota.upper()}_PER_MINUTE raised",
             retry_after_s=wait_s,
         )
+
+    async def give_back(self, caller: Caller) -> None:
+        """Counts a request no longer that was admitted and is not worked on."""
+        limits = self._defaults.of(caller)
+        if limits.requests_per_minute is not None:
+            await self._buckets.give_back(caller.tenant, limits)
 
     async def charge(self, caller: Caller, token_count: int) -> None:
         """Counts the tokens that were computed for a caller's request."""
@@ -136,6 +147,13 @@ class MemoryBuckets:
             self._keep(tenant, _Full(requests_s, full.tokens_s), now_s)
         return None
 
+    async def give_back(self, tenant: str, limits: Limits) -> None:
+        """Puts one request in again."""
+        if limits.requests_per_minute is not None:
+            now_s, full = self._clock(), self._full.get(tenant, _Full())
+            requests_s = full.requests_s - _MINUTE_S / limits.requests_per_minute
+            self._keep(tenant, _Full(requests_s, full.tokens_s), now_s)
+
     async def charge(self, tenant: str, limits: Limits, token_count: int) -> None:
         """Takes tokens out, whether or not they are there."""
         if limits.tokens_per_minute is not None:
@@ -160,8 +178,8 @@ def _later(full_s: float, now_s: float, count: int, per_minute: int) -> float:
 
 
 # The same arithmetic, and the key lives until both buckets are full. By the server's own clock,
-# for those of two orchestrators differ. ARGV: requests to take, requests a minute, tokens to
-# charge, tokens a minute; a limit of 0 is none.
+# for those of two orchestrators differ. ARGV: requests to take, -1 to give one back, requests a
+# minute, tokens to charge, tokens a minute; a limit of 0 is none.
 _SCRIPT: Final = Script("""
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
@@ -178,6 +196,9 @@ if take > 0 and request_limit > 0 then
     return {'requests', string.format('%.6f', requests - now - 60)}
   end
 end
+if take < 0 and request_limit > 0 then
+  requests = requests + take * 60 / request_limit
+end
 if charge > 0 and token_limit > 0 then
   tokens = math.max(tokens, now) + charge * 60 / token_limit
 end
@@ -186,6 +207,8 @@ if last > now then
   redis.call('HSET', KEYS[1],
     'requests', string.format('%.6f', requests), 'tokens', string.format('%.6f', tokens))
   redis.call('PEXPIRE', KEYS[1], math.ceil((last - now) * 1000))
+else
+  redis.call('DEL', KEYS[1])
 end
 return {}
 """)
@@ -213,6 +236,11 @@ class RedisBuckets:
             return None
         quota, wait_s = answer
         return Refusal(quota.decode(), float(wait_s))
+
+    async def give_back(self, tenant: str, limits: Limits) -> None:
+        """Puts one request in again."""
+        if await self._asked(tenant, limits, request_count=-1) is None:
+            await self._memory.give_back(tenant, limits)
 
     async def charge(self, tenant: str, limits: Limits, token_count: int) -> None:
         """Takes tokens out, whether or not they are there."""

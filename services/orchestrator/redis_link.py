@@ -9,48 +9,34 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
-from redis.asyncio import Redis, RedisCluster, Sentinel
-from redis.asyncio.connection import parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    NoPermissionError,
-    NoScriptError,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from arbitrage.core.ports import Clock
 from services.orchestrator.telemetry import StoreMetrics
 from services.rpc.program import StartError
+from services.rpc.redis_client import (
+    Client,
+    RedisUnusable,
+    opened_client,
+    redacted,
+    server_info,
+)
 
 _log = logging.getLogger(__name__)
 
-OLDEST_VERSION: Final = (6, 2)
 # A step takes tens of milliseconds at least; a store that takes longer than this is of no use.
 _TIMEOUT_S: Final = 0.25
-_CONNECT_TIMEOUT_S: Final = 1.0
 # How long nobody asks after a failure.
 _AWAY_S: Final = 1.0
-_KINDS: Final = (
-    "redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, redis+cluster://, "
-    "rediss+cluster://"
-)
-_CREDENTIALS = re.compile(r"//[^@/]*@")
 # Redis makes room among what has a time to live, nearest to its end first: answers before sessions.
 _GOOD_EVICTION: Final = "volatile-ttl"
 
-Client = Redis | RedisCluster
 AnswerT = TypeVar("AnswerT")
 
 
@@ -139,108 +125,29 @@ class RedisLink:
 async def opened_redis(url: str, metrics: StoreMetrics) -> AsyncIterator[RedisLink]:
     """Connects to the Redis that `url` names, and closes the connections on the way out.
 
-    `redis://`, `rediss://` (TLS) and `unix://` name one server, as redis-py reads them, user and
-    password included. `redis+sentinel://host:port,host:port/name/db` asks sentinels for the
-    primary called `name`; `redis+cluster://host:port` names any node of a cluster. Each of the
-    two has a `rediss+` form.
-
     One that is away is no reason not to start. One that can never serve is.
 
     Raises:
         StartError: the URL is none, Redis refuses the user, or is too old.
     """
     shown = redacted(url)
-    async with AsyncExitStack() as stack:
-        try:
-            client = _client(url, stack)
-        except ValueError as error:
-            raise StartError(f"ARBITRAGE_STORE_URL: {shown}: {error}") from None
-        await _check(client, shown)
-        yield RedisLink(client, metrics)
-
-
-def redacted(url: str) -> str:
-    """Returns the URL without user and password.
-
-    >>> redacted("redis://me:secret@host:6379/0?ssl_ca_certs=ca.pem")
-    'redis://host:6379/0'
-    """
-    return _CREDENTIALS.sub("//", url.partition("?")[0])
-
-
-def _client(url: str, stack: AsyncExitStack) -> Client:
-    scheme = urlsplit(url).scheme
-    options: dict[str, Any] = {
-        "socket_timeout": _TIMEOUT_S,
-        "socket_connect_timeout": _CONNECT_TIMEOUT_S,
-        # A connection that died in the pool is replaced at once; anything more is being away.
-        "retry": Retry(NoBackoff(), 1),
-        # To name itself, each connection would look up its version on the disk.
-        "driver_info": None,
-    }
-    base, _, kind = scheme.partition("+")
-    if kind == "cluster" and base in {"redis", "rediss"}:
-        client: Client = RedisCluster.from_url(url.replace(scheme, base, 1), **options)
-    elif kind == "sentinel" and base in {"redis", "rediss"}:
-        client = _sentinel_primary(url, base, options, stack)
-    elif scheme in {"redis", "rediss", "unix"}:
-        client = Redis.from_url(url, **options)
-    else:
-        raise ValueError(f"expected one of {_KINDS}")
-    stack.push_async_callback(client.aclose)
-    return client
-
-
-def _sentinel_primary(url: str, base: str, options: dict[str, Any], stack: AsyncExitStack) -> Redis:
-    split = urlsplit(url)
-    credentials, _, hosts = split.netloc.rpartition("@")
-    name, _, database = split.path.strip("/").partition("/")
     try:
-        sentinels = [
-            (host, int(port)) for host, port in (h.rsplit(":", 1) for h in hosts.split(","))
-        ]
-    except ValueError:
-        raise ValueError("expected host:port,host:port behind //") from None
-    if not name:
-        raise ValueError("expected the primary's name behind the hosts, as /mymaster")
-    # What redis-py makes of a plain URL: user, password, TLS files.
-    plain = f"{base}://{credentials}@host/{database or 0}?{split.query}"
-    known = {k: v for k, v in parse_url(plain).items() if k not in {"host", "connection_class"}}
-    untyped: Any = Sentinel
-    sentinel = untyped(sentinels, sentinel_kwargs=options, **options)
-    for asked in sentinel.sentinels:
-        stack.push_async_callback(asked.aclose)
-    primary: Redis = sentinel.master_for(name, ssl=base == "rediss", **known)
-    return primary
+        async with opened_client(url, _TIMEOUT_S) as client:
+            await _check(client, shown)
+            yield RedisLink(client, metrics)
+    except RedisUnusable as error:
+        raise StartError(f"ARBITRAGE_STORE_URL: {shown}: {error}") from None
 
 
 async def _check(client: Client, shown: str) -> None:
-    untyped: Any = client
     try:
-        async with asyncio.timeout(2 * _CONNECT_TIMEOUT_S):
-            if isinstance(client, RedisCluster):
-                info = await untyped.info(target_nodes=RedisCluster.RANDOM)
-                info = info if "redis_version" in info else next(iter(info.values()))
-            else:
-                info = await untyped.info()
-    except NoPermissionError:
-        _log.warning("%s: the user may not ask for INFO, so its version is not checked", shown)
-        return
-    except (AuthenticationError, AuthorizationError) as error:
-        raise StartError(
-            f"ARBITRAGE_STORE_URL: {shown}: Redis refuses user or password ({error}); correct them"
-        ) from None
-    except ResponseError as error:
-        raise StartError(f"ARBITRAGE_STORE_URL: {shown}: Redis refuses ({error})") from None
+        info = await server_info(client)
     except (RedisError, OSError, TimeoutError) as error:
         _log.warning("%s: Redis is away (%s); starting without it", shown, _kind(error))
         return
-    version = str(info["redis_version"])
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
-        raise StartError(
-            f"ARBITRAGE_STORE_URL: {shown}: Redis {version} is too old; use "
-            f"{'.'.join(map(str, OLDEST_VERSION))} or later"
-        )
+    if info is None:
+        _log.warning("%s: the user may not ask for INFO, so its version is not checked", shown)
+        return
     bound, policy = int(info.get("maxmemory", 0)), str(info.get("maxmemory_policy", ""))
     if not bound or policy != _GOOD_EVICTION:
         _log.warning(

@@ -96,16 +96,19 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         budgets = _within_the_call(asked.budgets, call_time_s, spent_s=0.0)
         # The caller's time runs from the call's arrival, the queue included.
         deadline_s = _moment(arrived_s, budgets)
-        await desk.quotas.admit(caller)
         account = Account()
+        if session is None or not await session.is_known():
+            await desk.quotas.admit(caller)
+            account.awaits_place = True
         async with AsyncExitStack() as stack:
             # Also where the caller leaves or a model fails: what was used was used. Before the
             # place, so that nobody waits for a place while this is written down.
-            stack.push_async_callback(self._charge, caller, account)
+            stack.push_async_callback(self._settle, caller, account)
             try:
                 await stack.enter_async_context(
                     desk.admission.place(caller.tenant, deadline_s, caller.max_concurrency)
                 )
+                account.awaits_place = False
                 if session is not None:
                     stack.push_async_callback(session.release)
                     records = session.follow(deadline_s)
@@ -167,7 +170,9 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                     watched.observe(event)
                 yield response
 
-    async def _charge(self, caller: Caller, account: Account) -> None:
+    async def _settle(self, caller: Caller, account: Account) -> None:
+        if account.awaits_place:
+            await self._desk.quotas.give_back(caller)
         used_count = account.ledger.used_token_count - account.before.used_token_count
         await self._desk.quotas.charge(caller, used_count)
 
@@ -202,11 +207,15 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
 @dataclass(slots=True)
 class Account:
-    """What a solution has cost, and what of it was there when this call took it up."""
+    """What a solution has cost, and what of it was there when this call took it up.
+
+    `awaits_place` says that a quota has counted the call, and that no place was found so far.
+    """
 
     ledger: Ledger = field(default_factory=Ledger)
     before: Ledger = field(default_factory=Ledger)
     steps: tuple[StepCommitted, ...] = ()
+    awaits_place: bool = False
 
     def take_up(self, session: Session | None) -> None:
         """Goes on from a session's records, where there are any."""

@@ -214,6 +214,21 @@ class Session:
         """Whether the solution has ended."""
         return bool(self.records) and self.records[-1].HasField("finished")
 
+    async def is_known(self) -> bool:
+        """Whether an earlier call of the same request began the session.
+
+        Raises:
+            SessionStoreAway
+        """
+        link, key = self.sessions.link, self._keys[0]
+        try:
+            request = await link.ask(
+                "session", lambda: link.client.hget(key, "request"), even_if_away=True
+            )
+        except StoreAway as error:
+            raise _away(error) from error
+        return bool(request == self.name.request)
+
     async def follow(
         self, deadline_s: float | None
     ) -> AsyncGenerator[session_pb2.SessionRecord, None]:
@@ -311,10 +326,7 @@ class Session:
         try:
             fence, entries = await self._run(_JOIN, arguments)
         except StoreAway as error:
-            raise SessionStoreAway(
-                f"request_id: the session store cannot be reached ({error}); try again, or leave "
-                "request_id out"
-            ) from error
+            raise _away(error) from error
         if fence == -1:
             raise FieldInvalid(
                 "request_id",
@@ -357,3 +369,10 @@ class Session:
     def _times_ms(self) -> tuple[int, int]:
         rules = self.sessions.rules
         return round(rules.lease_s * 1000), round(rules.ttl_s * 1000)
+
+
+def _away(error: StoreAway) -> SessionStoreAway:
+    return SessionStoreAway(
+        f"request_id: the session store cannot be reached ({error}); try again, or leave "
+        "request_id out"
+    )

@@ -139,9 +139,14 @@ class OrchestratorSettings(ServerSettings):
         description="Share of routed steps that are observed for training, usually 0.01 to 0.05.",
     )
     feedback_folder: Path | None = Field(
-        None, description="Folder that gets what was observed, as JSON lines."
+        None,
+        description="Folder that gets what was observed, as JSON lines; without it, a stream in "
+        "the Redis of ARBITRAGE_STORE_URL does.",
     )
     feedback_file_mib: PositiveCount = Field(64, description="Size of a file of it, in MiB.")
+    feedback_stream_mib: PositiveCount = Field(
+        64, description="Size of that stream, in MiB; the oldest records are dropped for new ones."
+    )
     feedback_max_inflight: PositiveCount = Field(1, description="Steps observed at once.")
     feedback_max_target_inflight: PositiveCount = Field(
         1, description="Nothing is observed while the target writes this many steps."
@@ -203,6 +208,11 @@ class OrchestratorSettings(ServerSettings):
         return CallLimits(self.call_timeout_s, self.call_grace_s)
 
     @property
+    def feedback_stream_bytes(self) -> int:
+        """Size of the stream of feedback records in Redis."""
+        return self.feedback_stream_mib * _MIB
+
+    @property
     def prefix_cache_bytes(self) -> int:
         """Memory of the prefix cache."""
         return self.prefix_cache_mib * _MIB
@@ -218,11 +228,16 @@ class OrchestratorSettings(ServerSettings):
     def _feedback_has_what_it_needs(self) -> Self:
         if not self.feedback_sample_rate:
             return self
-        for needed in ("feedback_folder", "prm_address", "router_address"):
-            if getattr(self, needed) is None:
+        for needed, other in (
+            ("feedback_folder", "store_url"),
+            ("prm_address", None),
+            ("router_address", None),
+        ):
+            if getattr(self, needed) is None and (other is None or getattr(self, other) is None):
+                instead = "" if other is None else f" or {variable_of(other)}"
                 raise ValueError(
                     f"{variable_of(needed)}: is not set, but {variable_of('feedback_sample_rate')} "
-                    f"is {self.feedback_sample_rate:g}; set it, or the rate to 0"
+                    f"is {self.feedback_sample_rate:g}; set it{instead}, or the rate to 0"
                 )
         return self
 

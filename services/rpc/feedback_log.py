@@ -1,11 +1,12 @@
 """Feedback records as JSON lines in a folder: orchestrators append, training reads.
 
-Each process writes files of its own. A record is on the disk once `append` has returned; a process
+Each process writes files of its own. A record is on the disk once `write` has returned; a process
 that is killed, or a full disk, leaves at most one torn line at the end of a file.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -35,7 +36,11 @@ class FeedbackLog:
         self._path: Path | None = None
         self._lock = threading.Lock()
 
-    def append(self, record: feedback_pb2.ObservedStep) -> None:
+    async def append(self, record: feedback_pb2.ObservedStep) -> None:
+        """Writes one record in a thread; raises as `write` does."""
+        await asyncio.to_thread(self.write, record)
+
+    def write(self, record: feedback_pb2.ObservedStep) -> None:
         """Writes one record.
 
         Raises:

@@ -6,7 +6,9 @@ A key is never written anywhere, nor its digest.
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections import Counter as Counts
 from collections.abc import Callable
 from enum import StrEnum
 
@@ -50,7 +52,10 @@ class CallerRefused(PermissionDenied):
 
 
 class Refusals:
-    """Counts refusals, and logs one line a second of each kind at most."""
+    """Counts refusals, and logs one line a second of each kind at most.
+
+    Every cause of failed handshakes is a kind, so that one caller's does not hide another's.
+    """
 
     def __init__(
         self, registry: CollectorRegistry, clock: Callable[[], float] = time.monotonic
@@ -64,8 +69,9 @@ class Refusals:
         )
         for refusal in Refusal:
             self._counter.labels(refusal.value)
-        self._quiet_until_s = dict.fromkeys(Refusal, float("-inf"))
-        self._unsaid_counts = dict.fromkeys(Refusal, 0)
+        # By refusal and cause. The TLS library has a fixed set of causes, whoever calls.
+        self._quiet_until_s: dict[tuple[Refusal, str], float] = {}
+        self._unsaid_counts: Counts[tuple[Refusal, str]] = Counts()
 
     def count_error(self, error: Exception, peer: str) -> None:
         """Counts an error that a call ended with, where it is a refusal."""
@@ -75,14 +81,14 @@ class Refusals:
 
     def count_handshake(self, cause: str) -> None:
         """Counts a TLS handshake that failed. gRPC does not say whose."""
-        self._count(Refusal.TLS_HANDSHAKE, cause)
+        self._count(Refusal.TLS_HANDSHAKE, cause, cause)
 
-    def _count(self, refusal: Refusal, who: str) -> None:
+    def _count(self, refusal: Refusal, who: str, cause: str = "") -> None:
         self._counter.labels(refusal.value).inc()
-        now_s = self._clock()
-        if now_s < self._quiet_until_s[refusal]:
-            self._unsaid_counts[refusal] += 1
+        kind, now_s = (refusal, cause), self._clock()
+        if now_s < self._quiet_until_s.get(kind, -math.inf):
+            self._unsaid_counts[kind] += 1
             return
-        self._quiet_until_s[refusal] = now_s + _LINE_INTERVAL_S
-        unsaid, self._unsaid_counts[refusal] = self._unsaid_counts[refusal], 0
+        self._quiet_until_s[kind] = now_s + _LINE_INTERVAL_S
+        unsaid = self._unsaid_counts.pop(kind, 0)
         _log.warning("refused (%s): %s; %d more since the last line", refusal.value, who, unsaid)

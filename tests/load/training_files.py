@@ -63,7 +63,7 @@ def _feedback(folder: Path) -> Boundary:
             return type(error).__name__
         rows = folder / "rows"
         try:
-            rows_from_feedback(folder, RowFolder(rows))
+            rows_from_feedback(str(folder), RowFolder(rows))
         except DatasetInvalid as error:
             legible(str(error))
             return type(error).__name__

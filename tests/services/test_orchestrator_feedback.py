@@ -175,6 +175,13 @@ def test_feedback_without_what_it_needs_is_refused_at_the_start(missing: str) ->
     del environ[f"ARBITRAGE_{missing}"]
     with pytest.raises(SettingsError, match=f"ARBITRAGE_{missing}: is not set"):
         read_settings(OrchestratorSettings, environ)
+    # Without a folder, a Redis will do.
+    environ["ARBITRAGE_STORE_URL"] = "redis://127.0.0.1:1"
+    if missing == "FEEDBACK_FOLDER":
+        assert read_settings(OrchestratorSettings, environ).feedback_rules.rate == 0.01
+    else:
+        with pytest.raises(SettingsError, match=f"ARBITRAGE_{missing}: is not set"):
+            read_settings(OrchestratorSettings, environ)
 
 
 def described(revision: str) -> RouterDescription:
@@ -228,7 +235,7 @@ def test_a_torn_last_line_is_passed_over_and_no_other(
 ) -> None:
     log = log_of(64)
     for number in range(3):
-        log.append(feedback_pb2.ObservedStep(problem=f"{number}?", draft_score=0.25))
+        log.write(feedback_pb2.ObservedStep(problem=f"{number}?", draft_score=0.25))
     (path,) = tmp_path.glob("*.jsonl")
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
@@ -242,7 +249,7 @@ def test_a_disk_that_was_full_for_a_while_tears_no_record_after_it(
     log_of: Callable[[int], FeedbackLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = log_of(64)
-    log.append(feedback_pb2.ObservedStep(problem="0?"))
+    log.write(feedback_pb2.ObservedStep(problem="0?"))
 
     def refuse(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -250,10 +257,10 @@ def test_a_disk_that_was_full_for_a_while_tears_no_record_after_it(
     with monkeypatch.context() as full:
         full.setattr(os, "fsync", refuse)
         with pytest.raises(OSError, match="No space"):
-            log.append(feedback_pb2.ObservedStep(problem="1?"))
+            log.write(feedback_pb2.ObservedStep(problem="1?"))
     (torn,) = tmp_path.glob("*.jsonl")
     torn.write_bytes(torn.read_bytes()[:-5])
-    log.append(feedback_pb2.ObservedStep(problem="2?"))
+    log.write(feedback_pb2.ObservedStep(problem="2?"))
     assert [record.problem for record in read_feedback(tmp_path)] == ["0?", "2?"]
 
 
@@ -265,7 +272,7 @@ def test_threads_that_append_at_once_write_whole_lines(
         feedback_pb2.ObservedStep(problem="x" * 50_000, request_id=str(n)) for n in range(60)
     ]
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(log.append, records))
+        list(threads.map(log.write, records))
     read = {record.request_id for record in read_feedback(tmp_path)}
     assert read == {record.request_id for record in records}
     assert len(list(tmp_path.glob("*.jsonl"))) == 3
@@ -276,7 +283,7 @@ def test_a_file_that_has_grown_is_followed_by_another(
 ) -> None:
     log = log_of(1)
     for number in range(3):
-        log.append(feedback_pb2.ObservedStep(problem="x" * 600_000, request_id=str(number)))
+        log.write(feedback_pb2.ObservedStep(problem="x" * 600_000, request_id=str(number)))
     assert len(list(tmp_path.glob("*.jsonl"))) == 2
     assert [record.request_id for record in read_feedback(tmp_path)] == ["0", "1", "2"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio import RedisCluster
 
-from arbitrage.core.errors import FieldInvalid, QuotaExceeded
+from arbitrage.core.errors import FieldInvalid, Overloaded, QuotaExceeded
 from arbitrage.v1 import orchestrator_pb2 as pb
+from arbitrage.v1.trajectory_pb2 import STOP_REASON_DEADLINE
 from services.orchestrator.quotas import (
     Buckets,
     Limits,
@@ -30,7 +31,7 @@ from services.orchestrator.redis_link import RedisLink
 from services.orchestrator.telemetry import QuotaMetrics, StoreMetrics
 from services.rpc.auth import ANONYMOUS, Caller
 from tests.services.redis_servers import RedisServer, free_port, give_all_slots, redis_server
-from tests.services.running import House, asking, refusal, solution, until
+from tests.services.running import House, asking, committed, refusal, solution, until
 
 NO_LIMITS = Limits()
 
@@ -159,6 +160,30 @@ async def test_a_refused_request_takes_nothing_out(office: Office) -> None:
     assert "requests_per_minute" in str(await refused(quotas, caller))
 
 
+async def test_a_request_that_is_given_back_can_be_taken_again(office: Office) -> None:
+    quotas = office.quotas()
+    caller = Caller("a", requests_per_minute=2, tokens_per_minute=60_000)
+    await quotas.charge(caller, 30_000)
+    await quotas.admit(caller)
+    await quotas.admit(caller)
+    await refused(quotas, caller)
+    await quotas.give_back(caller)
+    await quotas.admit(caller)
+    await refused(quotas, caller)
+
+
+async def test_giving_back_fills_no_bucket_above_a_minutes_worth(office: Office) -> None:
+    quotas = office.quotas()
+    caller = Caller("a", requests_per_minute=2)
+    await quotas.give_back(caller)
+    await quotas.admit(caller)
+    for _ in range(3):
+        await quotas.give_back(caller)
+    await quotas.admit(caller)
+    await quotas.admit(caller)
+    await refused(quotas, caller)
+
+
 async def test_tenants_have_buckets_of_their_own_and_keys_of_a_tenant_share_them(
     office: Office,
 ) -> None:
@@ -248,6 +273,7 @@ async def test_a_redis_that_hangs_costs_one_wait_and_not_one_for_each(server: Re
         quotas = office.quotas()
         caller = Caller("a", requests_per_minute=1000)
         await quotas.admit(caller)
+        before = office.counted("arbitrage_quota_fallbacks_total") or 0.0
         assert server.process is not None
         server.process.send_signal(signal.SIGSTOP)
         try:
@@ -257,7 +283,7 @@ async def test_a_redis_that_hangs_costs_one_wait_and_not_one_for_each(server: Re
                     await quotas.admit(caller)
         finally:
             server.process.send_signal(signal.SIGCONT)
-    assert office.counted("arbitrage_quota_fallbacks_total") == 200
+    assert office.counted("arbitrage_quota_fallbacks_total") == before + 200
 
 
 @pytest.fixture
@@ -277,6 +303,54 @@ async def test_a_house_refuses_who_has_used_up_its_requests_before_any_work(hous
     assert isinstance(error, QuotaExceeded)
     assert error.retry_after_s > 0
     assert house.draft.call_count == calls
+
+
+async def test_a_request_that_finds_no_place_uses_no_quota(house: House) -> None:
+    house.settings |= {"default_requests_per_minute": 3, "max_concurrency": 1, "max_queue": 1}
+    house.draft.may_answer.clear()
+    async with house.open() as stub, asyncio.TaskGroup() as group:
+        first = group.create_task(solution(stub, asking()))
+        await until(lambda: house.metric("arbitrage_solutions_running") == 1)
+        # One waits and leaves, one is sent away, and one waits until its time is over.
+        waiting = stub.GenerateSolution(asking(problem="another"))
+        reading = group.create_task(_first_of(waiting))
+        await until(lambda: house.metric("arbitrage_solutions_waiting") == 1)
+        assert type(await refusal(stub, asking(problem="a third"))) is Overloaded
+        waiting.cancel()
+        await reading
+        await until(lambda: house.metric("arbitrage_solutions_waiting") == 0)
+        hurried = asking(problem="a fourth")
+        hurried.budgets.time_limit.FromMilliseconds(50)
+        events = await solution(stub, hurried)
+        assert events[-1].finished.stop_reason == STOP_REASON_DEADLINE
+        house.draft.may_answer.set()
+        await first
+        await solution(stub, asking(problem="a fifth"))
+        await solution(stub, asking(problem="a sixth"))
+        assert isinstance(await refusal(stub, asking(problem="a seventh")), QuotaExceeded)
+    assert house.metric("arbitrage_quota_refusals_total", quota="requests") == 1
+
+
+async def _first_of(call: Any) -> None:
+    """Waits for a stream's first event, which it may never have."""
+    with suppress(asyncio.CancelledError):
+        await anext(aiter(call))
+
+
+async def test_a_call_that_goes_on_with_a_session_is_no_other_request(server: RedisServer) -> None:
+    shared = {"default_requests_per_minute": 1, "store_url": server.url}
+    one, other = House(settings=shared), House(settings=shared)
+    async with one.open() as stub, other.open() as second:
+        call = stub.GenerateSolution(asking(request_id="id-1"), timeout=20)
+        while not (await anext(aiter(call))).HasField("step_committed"):
+            pass
+        call.cancel()
+        resumed = await solution(second, asking(request_id="id-1", resume_after_step=1))
+        assert [step.step_index for step in committed(resumed)] == [1, 2]
+        again = await solution(second, asking(request_id="id-1"))
+        assert len(committed(again)) == 3
+        for unknown in (asking(request_id="id-2"), asking(request_id="id-1", problem="another")):
+            assert isinstance(await refusal(second, unknown), QuotaExceeded)
 
 
 async def test_a_solutions_tokens_are_charged_when_it_ends(house: House) -> None:

@@ -12,11 +12,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis import Redis
 
-from services.orchestrator.redis_link import opened_redis, redacted
+from services.orchestrator.redis_link import opened_redis
 from services.orchestrator.redis_store import RedisStore
 from services.orchestrator.telemetry import StoreMetrics
 from services.rpc.background import in_background
 from services.rpc.program import StartError
+from services.rpc.redis_client import redacted
 from tests.services.redis_servers import RedisServer, free_port, give_all_slots, redis_server
 from tests.services.running import House, Solution, asking, committed, solution, until
 
@@ -250,15 +251,6 @@ async def test_no_step_waits_until_its_answer_is_written(server: RedisServer) ->
         finally:
             server.process.send_signal(signal.SIGCONT)
         await store.written()
-
-
-async def test_requests_go_on_while_redis_is_away(server: RedisServer) -> None:
-    house = House(settings={"store_url": server.url})
-    async with house.open() as stub:
-        known = await solution(stub, asking())
-        await asyncio.to_thread(server.kill)
-        assert _texts(await solution(stub, asking())) == _texts(known)
-    assert house.metric("arbitrage_store_up") == 0
 
 
 def _texts(events: Solution) -> list[str]:

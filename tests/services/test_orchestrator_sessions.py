@@ -255,15 +255,6 @@ async def test_a_redis_that_stays_away_ends_the_call_for_another_try(server: Red
             await session.append(step(0), None)
 
 
-async def test_while_redis_is_away_only_calls_that_need_it_are_refused(
-    server: RedisServer,
-) -> None:
-    async with house_at(server).open() as stub:
-        await asyncio.to_thread(server.kill)
-        assert isinstance(await refusal(stub, resuming()), SessionStoreAway)
-        assert len(told(await solution(stub, asking()))) == 3
-
-
 async def test_what_is_sampled_without_a_seed_is_drawn_alike_when_it_is_resumed(
     server: RedisServer,
 ) -> None:

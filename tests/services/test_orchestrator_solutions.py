@@ -174,19 +174,6 @@ async def test_a_judge_that_hangs_does_not_outlast_the_time_limit(house: House) 
     assert events[-1].finished.stop_reason == STOP_REASON_DEADLINE
 
 
-async def test_without_a_router_the_fallback_decides_and_the_step_is_flagged(
-    house: House,
-) -> None:
-    async with house.open() as stub:
-        await solution(stub, asking(arbitrage=ARBITRAGE))
-        await house.servers["router"].stop()
-        steps = committed(await solution(stub, asking(problem="another", arbitrage=ARBITRAGE)))
-        degraded = house.metric("arbitrage_steps_total", source="draft", degraded="true")
-    assert [list(step.degradations) for step in steps] == [[pb.DEGRADATION_ROUTER_UNAVAILABLE]] * 3
-    assert {step.step.source for step in steps} == {SOURCE_DRAFT}
-    assert degraded == 3
-
-
 async def test_a_router_that_was_never_there_can_be_a_failure(house: House) -> None:
     house.settings |= {"router_fallback": "fail", "router_address": "127.0.0.1:1"}
     async with house.open() as stub:
@@ -200,18 +187,6 @@ async def test_a_router_that_was_never_there_is_flagged_otherwise(house: House) 
         steps = committed(await solution(stub, asking(arbitrage=ARBITRAGE)))
     assert [step.step.source for step in steps] == [SOURCE_TARGET] * 3
     assert list(steps[0].degradations) == [pb.DEGRADATION_ROUTER_UNAVAILABLE]
-
-
-async def test_a_target_that_is_gone_fails_the_call_unless_degraded_is_allowed(
-    house: House,
-) -> None:
-    async with house.open() as stub:
-        await house.servers["target"].stop()
-        error = await refusal(stub, asking(arbitrage=ARBITRAGE))
-        assert isinstance(error, TargetUnavailable)
-        events = await solution(stub, asking(arbitrage=ARBITRAGE, allow_degraded=True))
-    step = committed(events)[0]
-    assert list(step.degradations) == [pb.DEGRADATION_TARGET_UNAVAILABLE]
 
 
 async def test_a_draft_that_is_gone_is_named(house: House) -> None:
@@ -245,20 +220,6 @@ async def test_text_that_is_not_utf8_is_refused_by_its_name(house: House) -> Non
     error = from_rpc_error(raised.value)
     assert isinstance(error, MalformedMessage)
     assert error.field == "problem"
-
-
-async def test_more_requests_than_may_wait_are_refused_at_once(house: House) -> None:
-    house.settings |= {"max_concurrency": 1, "max_queue": 1, "prefix_cache_mib": 0}
-    house.draft.may_answer.clear()
-    async with house.open() as stub, asyncio.TaskGroup() as group:
-        running = [group.create_task(solution(stub, asking())) for _ in range(2)]
-        await until(lambda: house.metric("arbitrage_solutions_waiting") == 1)
-        error = await refusal(stub, asking())
-        house.draft.may_answer.set()
-        for task in running:
-            assert kinds(await task)[-1] == "finished"
-    assert isinstance(error, Overloaded)
-    assert error.retry_after_s > 0
 
 
 async def test_time_spent_waiting_for_a_place_counts(house: House) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 import subprocess
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 
-from arbitrage.channels import ClientTls
-from arbitrage.client import AsyncArbitrageClient
-from arbitrage.core.errors import NotServing
+from arbitrage.client import AsyncArbitrageClient, DraftOnly
 from services.generator.servicer import GeneratorServicer
 from tests.services.certificates import Authority
 from tests.services.fakes_engines import FakeGeneratorEngine
@@ -76,11 +76,67 @@ async def orchestrator(
         yield Running(process, port, found["metrics_port"])
 
 
-async def shake_hands(address: str, tls: ClientTls | None) -> None:
-    """Tries to call, and is not let in."""
-    with pytest.raises(NotServing):
-        async with AsyncArbitrageClient(address, tls=tls, retries=0) as client:
-            await client.capabilities(timeout_s=20)
+def shake_hands(port: int, tls: ssl.SSLContext | None) -> None:
+    """Connects once, over TLS or not, and waits until the server has closed.
+
+    A channel of gRPC would not do: it connects again and again until it is collected, also after
+    it was closed, and each time is one more failed handshake.
+    """
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    with connection, suppress(ssl.SSLError, ConnectionError):
+        if tls is None:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            said = connection.recv(1)
+        else:
+            # In TLS 1.3 the client is done before the server has looked at its certificate.
+            with tls.wrap_socket(connection, server_hostname="localhost") as encrypted:
+                said = encrypted.recv(1)
+        assert said == b""
+
+
+def caller(authority: Authority, own: tuple[Path, Path] | None = None) -> ssl.SSLContext:
+    """Returns how a caller speaks TLS that believes `authority`, with a certificate or without."""
+    context = ssl.create_default_context(cafile=authority.path)
+    if own is not None:
+        context.load_cert_chain(*own)
+    return context
+
+
+@pytest.mark.slow
+async def test_each_kind_of_failed_handshake_is_counted_and_told_with_its_cause(
+    tmp_path: Path,
+) -> None:
+    authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
+    certificate, key = authority.issue("server", "localhost")
+    cases = {
+        "CERTIFICATE_VERIFY_FAILED: certificate has expired": caller(
+            authority, authority.issue("expired", "caller.example", year=2020)
+        ),
+        "CERTIFICATE_VERIFY_FAILED: unable to get local issuer certificate": caller(
+            authority, stranger.issue("wrong", "caller.example")
+        ),
+        "PEER_DID_NOT_RETURN_A_CERTIFICATE: ": caller(authority),
+        "WRONG_VERSION_NUMBER: ": None,
+    }
+    async with orchestrator(
+        tmp_path,
+        FakeGeneratorEngine(),
+        ARBITRAGE_TLS_CERTIFICATE=str(certificate),
+        ARBITRAGE_TLS_KEY=str(key),
+        ARBITRAGE_TLS_CLIENT_CA=str(authority.path),
+    ) as running:
+        for number, tls in enumerate(cases.values(), start=1):
+            await asyncio.to_thread(shake_hands, running.port, tls)
+            async with asyncio.timeout(60):
+                while await running.refused_count("tls_handshake") < number:
+                    pass
+            assert await running.refused_count("tls_handshake") == number
+        good = await authority.client(authority.issue("good", "caller.example"))
+        async with AsyncArbitrageClient(running.address, tls=good) as client:
+            assert (await client.solve("1 + 1?", policy=DraftOnly())).steps
+        written = await running.stopped()
+    for cause in cases:
+        assert written.count(f"refused (tls_handshake): {cause}") == 1, cause
 
 
 def output_of(program: str) -> subprocess.CompletedProcess[str]:

@@ -196,9 +196,9 @@ async def test_production_records_become_rows_once(
         model.model_id, model.revision = "other", "r9"
 
     def work() -> tuple[int, int, list[Row]]:
-        first = rows_from_feedback(feedback, folder)
-        FeedbackLog(feedback).append(other)
-        return first, rows_from_feedback(feedback, folder), list(folder.read())
+        first = rows_from_feedback(str(feedback), folder)
+        FeedbackLog(feedback).write(other)
+        return first, rows_from_feedback(str(feedback), folder), list(folder.read())
 
     first, second, rows = await asyncio.to_thread(work)
     assert (first, second) == (3, 0)
@@ -212,7 +212,7 @@ async def test_production_records_become_rows_once(
 
 def test_a_feedback_folder_without_records_is_an_error(tmp_path: Path, folder: RowFolder) -> None:
     with pytest.raises(DatasetInvalid, match="holds no records"):
-        rows_from_feedback(tmp_path, folder)
+        rows_from_feedback(str(tmp_path), folder)
 
 
 def test_a_record_of_a_large_seed_becomes_a_row(tmp_path: Path, folder: RowFolder) -> None:
@@ -220,6 +220,6 @@ def test_a_record_of_a_large_seed_becomes_a_row(tmp_path: Path, folder: RowFolde
     record.sampling.seed = 2**64 - 1
     record.target_steps.add(text="y", stop_reason="STOP_REASON_SEPARATOR", token_count=1)
     record.draft_step.CopyFrom(record.target_steps[0])
-    FeedbackLog(tmp_path / "feedback").append(record)
-    assert rows_from_feedback(tmp_path / "feedback", folder) == 1
+    FeedbackLog(tmp_path / "feedback").write(record)
+    assert rows_from_feedback(str(tmp_path / "feedback"), folder) == 1
     assert [row.seed for row in folder.read()] == [2**63 - 1]
