@@ -57,7 +57,8 @@ class RedisServer:
         return Redis(port=self.port, retry=Retry(ConstantBackoff(0.02), 250))
 
     def start(self) -> None:
-        """Starts it and waits until it answers."""
+        """Starts it and waits until it answers; one that it was before is waited for first."""
+        self.kill()
         listen = ("--port", str(self.port), "--bind", "127.0.0.1")
         forget = ("--save", "", "--appendonly", "no", "--dir", str(self.folder))
         options = self.options if self.is_bare else (*listen, *forget, *self.options)
@@ -71,14 +72,15 @@ class RedisServer:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+            self.process = None
 
 
 @contextmanager
 def redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
     """Runs a server until the block is left."""
     server = RedisServer(folder, options)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.kill()
