@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
 
 from arbitrage.core.limits import Budgets, Caps
+from arbitrage.core.shown import shown
 from arbitrage.core.speculation import RouterFallback
 from services.orchestrator.feedback import FeedbackRules
 from services.orchestrator.quotas import Limits
 from services.orchestrator.sessions import SessionRules
+from services.rpc.addresses import FORMS, malformed_part
 from services.rpc.calls import CallLimits
 from services.rpc.settings import (
     Port,
@@ -23,7 +26,16 @@ from services.rpc.settings import (
 )
 from services.rpc.tls import TlsFiles
 
-Address = Annotated[str, Field(min_length=1)]
+
+def _checked_address(address: str) -> str:
+    part = malformed_part(address)
+    if part is not None:
+        which = "" if part == address else ", which {part} is not"
+        raise PydanticCustomError("address", f"{FORMS}{which}", {"part": shown(part)})
+    return address
+
+
+Address = Annotated[str, Field(min_length=1), AfterValidator(_checked_address)]
 _MIB = 1 << 20
 
 

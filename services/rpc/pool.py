@@ -9,21 +9,19 @@ and probed until it serves again. Nobody waits for any of it: choosing reads wha
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import math
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from services.rpc.addresses import listed, looked_up
 from services.rpc.background import in_background
 from services.rpc.telemetry import PoolMetrics
 
@@ -62,7 +60,7 @@ def open_channel(
         ("grpc.max_send_message_length", max_message_mib * _MIB),
         # By default gRPC waits up to two minutes before it tries a lost server again.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 2_000),
         ("grpc.max_reconnect_backoff_ms", 500),
         # Two pools, as of draft and target behind one address, do not share a connection.
         ("grpc.use_local_subchannel_pool", 1),
@@ -145,6 +143,8 @@ class Pool:
         self.replicas: tuple[Replica, ...] = ()
         self._open = channel_opener
         self._clock = clock
+        self._looked_up: Mapping[str, Mapping[str, str]] = {}
+        self._reported: set[str] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self._retries_left = _MOST_RETRIES
 
@@ -188,12 +188,16 @@ class Pool:
         With `anew` every channel is opened again, as after certificates have changed.
         """
         try:
-            found = await addresses_of(self.address)
+            parts = await listed(self.address)
         except OSError as error:
-            _log.debug("%s: %s cannot be looked up: %s", self.role, self.address, error)
+            self._unknown(self.address, error)
             return
+        self._reported &= {*parts}
+        looked = await asyncio.gather(*(self._look_up(part) for part in parts))
+        found = {address: name for part in looked for address, name in part.items()}
         if not found:
             return
+        self._looked_up = dict(zip(parts, looked, strict=True))
         known = {} if anew else {replica.address: replica for replica in self.replicas}
         before, self.replicas = (
             self.replicas,
@@ -249,6 +253,21 @@ class Pool:
             replica.eject(self._clock())
         self._show()
 
+    async def _look_up(self, part: str) -> Mapping[str, str]:
+        try:
+            found = await looked_up(part)
+        except OSError as error:
+            self._unknown(part, error)
+            return self._looked_up.get(part, {})
+        self._reported.discard(part)
+        return found
+
+    def _unknown(self, what: str, error: OSError) -> None:
+        # Once, and not at every look.
+        level = logging.DEBUG if what in self._reported else logging.WARNING
+        self._reported.add(what)
+        _log.log(level, "%s: %s cannot be looked up: %s", self.role, what, error)
+
     def _leave(self, replicas: Iterable[Replica]) -> None:
         # Calls on a replica that is gone from the list may end there.
         for replica in replicas:
@@ -279,46 +298,5 @@ async def opened_pool(
             await pool.close()
 
 
-async def addresses_of(address: str) -> dict[str, str]:
-    """Returns the replicas' addresses, each with the name it was found under.
-
-    `host:port` is looked up in the DNS, where a headless service has an address per replica;
-    `a:1,b:2` names them; `file:///path` is a file with one host:port per line.
-
-    Raises:
-        OSError: it cannot be looked up.
-    """
-    if address.startswith("file://"):
-        text = await asyncio.to_thread(Path(address.removeprefix("file://")).read_text)
-        address = ",".join(text.split())
-    found: dict[str, str] = {}
-    for part in filter(None, address.split(",")):
-        host, _, port = part.strip().rpartition(":")
-        bare = host.strip("[]")
-        if _is_ip(bare):
-            found[part.strip()] = ""
-            continue
-        loop = asyncio.get_running_loop()
-        infos = await loop.getaddrinfo(bare, port or None, type=socket.SOCK_STREAM)
-        # A host with addresses of both kinds is one replica, not two.
-        kinds = {info[0] for info in infos}
-        kind = socket.AF_INET if socket.AF_INET in kinds else socket.AF_INET6
-        for family, _, _, _, location in infos:
-            if family == kind:
-                ip, number = socket.getnameinfo(
-                    location, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
-                )
-                found[f"[{ip}]:{number}" if ":" in ip else f"{ip}:{number}"] = bare
-    return found
-
-
 def _rank(key: bytes, address: str) -> bytes:
     return blake2b(key + address.encode(), digest_size=8).digest()
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -19,10 +19,11 @@ from arbitrage.core.ports import StepRequest
 from arbitrage.core.steps import GeneratedStep, Sampling, Trajectory
 from arbitrage.v1 import generator_pb2
 from services.generator.servicer import GeneratorServicer
+from services.rpc.addresses import listed, looked_up
 from services.rpc.calls import CallLimits, key_of
 from services.rpc.clients import GrpcGenerator
 from services.rpc.handlers import Context
-from services.rpc.pool import Pool, Replica, addresses_of, open_channel, opened_pool
+from services.rpc.pool import Pool, Replica, open_channel, opened_pool
 from services.rpc.server import Listener, RpcServer
 from services.rpc.telemetry import PoolMetrics, Telemetry
 from tests.services.fakes_engines import FakeGeneratorEngine, numbered
@@ -306,11 +307,26 @@ async def test_channels_are_opened_anew_without_losing_a_call(crew: Crew) -> Non
 
 
 async def test_addresses_are_names_lists_or_files(tmp_path: Path) -> None:
-    assert await addresses_of("127.0.0.1:1,[::1]:2") == {"127.0.0.1:1": "", "[::1]:2": ""}
+    assert await listed("127.0.0.1:1,[::1]:2") == ("127.0.0.1:1", "[::1]:2")
+    assert await looked_up("[::1]:2") == {"[::1]:2": ""}
     # One kind of address alone, though a host may have both.
-    assert set(await addresses_of("localhost:7")) == {"127.0.0.1:7"}
+    assert await looked_up("localhost:7") == {"127.0.0.1:7": "localhost"}
     with pytest.raises(OSError, match=r"\w"):
-        await addresses_of(f"file://{tmp_path}/nowhere")
+        await listed(f"file://{tmp_path}/nowhere")
+
+
+async def test_what_cannot_be_looked_up_keeps_no_other_from_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listing = tmp_path / "replicas"
+    listing.write_bytes(b"nowhere.invalid:1\n127.0.0.1:99999\n\xff\n127.0.0.1:1\nlocalhost:2\n")
+    pool = Pool("target", f"file://{listing}")
+    for _ in range(2):
+        await pool.resolve()
+        assert [replica.address for replica in pool.replicas] == ["127.0.0.1:1", "127.0.0.1:2"]
+    # Each is told of once, and not at every look.
+    assert len(caplog.records) == 3
+    await pool.close()
 
 
 async def test_a_channel_connects_to_the_server_behind_it() -> None:
