@@ -38,6 +38,7 @@ _MOST_RETRIES: Final = 10.0
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 2.0
 RESOLVE_INTERVAL_S: Final = 2.0
+_KEEPALIVE_S: Final = 10.0
 
 StubT = TypeVar("StubT")
 # Opens a channel to an address; `name` is who is expected there, for certificates.
@@ -49,19 +50,30 @@ def open_channel(
     name: str = "",
     max_message_mib: int = 16,
     credentials: grpc.ChannelCredentials | None = None,
+    keepalive_s: float = _KEEPALIVE_S,
 ) -> grpc.aio.Channel:
     """Returns a channel to a model service. It connects when it is first used.
 
     `name` is the host that is meant, where the address was looked up; with `credentials`, the
-    server's certificate must bear it.
+    server's certificate must bear it. A server that is silent for `keepalive_s` seconds is asked
+    whether it is there, and lost where it does not say so in half of that.
     """
     options: list[tuple[str, int | str]] = [
         ("grpc.max_receive_message_length", max_message_mib * _MIB),
         ("grpc.max_send_message_length", max_message_mib * _MIB),
         # By default gRPC waits up to two minutes before it tries a lost server again.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 2_000),
         ("grpc.max_reconnect_backoff_ms", 500),
+        # Its name misleads: this is the time that one try to connect gets, TLS included.
+        ("grpc.min_reconnect_backoff_ms", 2_000),
+        # A host that vanishes says nothing; without these a call there waits for its own timeout.
+        ("grpc.keepalive_time_ms", round(1e3 * keepalive_s)),
+        ("grpc.keepalive_timeout_ms", round(5e2 * keepalive_s)),
+        # gRPC 1.80 goes by this one, a minute by default, and by the former only in the kernel.
+        ("grpc.http2.ping_timeout_ms", round(5e2 * keepalive_s)),
+        # Also between calls, so that the next one does not find out, and as often as it takes.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
         # Two pools, as of draft and target behind one address, do not share a connection.
         ("grpc.use_local_subchannel_pool", 1),
     ]
