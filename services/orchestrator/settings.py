@@ -82,6 +82,14 @@ class OrchestratorSettings(ServerSettings):
     resolve_interval_s: Seconds = Field(
         2.0, description="How often the replicas of a model are looked up, in seconds."
     )
+    hedge_quantile: float = Field(
+        0.0,
+        ge=0,
+        le=0.99,
+        allow_inf_nan=False,
+        description="A model call that takes longer than this share of the latest ones is asked of "
+        "a second replica too, and the first answer counts; usually 0.95, 0 turns it off.",
+    )
     max_concurrency: PositiveCount = Field(64, description="Solutions that run together.")
     max_queue: int = Field(256, ge=0, description="Solutions that may wait; more are refused.")
     tenant_max_share: float = Field(

@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry
 
 from services.rpc.addresses import listed, looked_up
 from services.rpc.background import in_background
+from services.rpc.hedging import AnswerTimes, Budget
 from services.rpc.telemetry import PoolMetrics
 
 _log = logging.getLogger(__name__)
@@ -33,8 +34,10 @@ _FIRST_EJECTION_S: Final = 0.5
 _LONGEST_EJECTION_S: Final = 2.0
 _PROBE_INTERVAL_S: Final = 0.25
 _HEALTH_TIMEOUT_S: Final = 2.0
-_RETRY_SHARE: Final = 0.2
-_MOST_RETRIES: Final = 10.0
+# The share of the calls that may be made again, after a failure or while one is late, and how many
+# may be at once.
+_RETRIES: Final = (0.2, 10.0)
+_HEDGES: Final = (0.05, 5.0)
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 2.0
 RESOLVE_INTERVAL_S: Final = 2.0
@@ -148,20 +151,28 @@ class Pool:
         channel_opener: OpenChannel = open_channel,
         metrics: PoolMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
+        hedge_quantile: float = 0.0,
     ) -> None:
         self.role = role
         self.address = address
         self.metrics = metrics or PoolMetrics(CollectorRegistry())
         self.replicas: tuple[Replica, ...] = ()
+        self.answer_times = AnswerTimes(hedge_quantile)
         self._open = channel_opener
         self._clock = clock
         self._looked_up: Mapping[str, Mapping[str, str]] = {}
         self._reported: set[str] = set()
         self._leaving: set[asyncio.Task[None]] = set()
-        self._retries_left = _MOST_RETRIES
+        self._retries = Budget(*_RETRIES)
+        self._hedges = Budget(*_HEDGES)
 
-    def choose(self, key: bytes, tried: Collection[Replica] = ()) -> Replica | None:
-        """Returns the replica for a call; None where every one is ejected or was tried."""
+    def choose(
+        self, key: bytes, tried: Collection[Replica] = (), *, is_spare: bool = False
+    ) -> Replica | None:
+        """Returns the replica for a call; None where every one is ejected or was tried.
+
+        A spare one has to have less than its share of the calls in flight.
+        """
         ready = [replica for replica in self.replicas if not replica.is_ejected]
         left = [replica for replica in ready if replica not in tried]
         if not left:
@@ -172,18 +183,25 @@ class Pool:
         for replica in ranked:
             if replica.inflight_count < bound:
                 return replica
-        return ranked[0]
+        return None if is_spare else ranked[0]
 
     def began(self) -> None:
         """Counts a call; some of them may be tried again on another replica."""
-        self._retries_left = min(_MOST_RETRIES, self._retries_left + _RETRY_SHARE)
+        self._retries.earn()
+        self._hedges.earn()
 
     def may_retry(self) -> bool:
         """Takes a retry from the budget; False where it is used up."""
-        if self._retries_left < 1.0:
+        if not self._retries.take():
             return False
-        self._retries_left -= 1.0
         self.metrics.count_retry(self.role)
+        return True
+
+    def may_hedge(self) -> bool:
+        """Takes a hedge from the budget; False where it is used up."""
+        if not self._hedges.take():
+            return False
+        self.metrics.count_hedge(self.role)
         return True
 
     def eject(self, replica: Replica) -> None:
@@ -299,9 +317,10 @@ async def opened_pool(
     channel_opener: OpenChannel = open_channel,
     metrics: PoolMetrics | None = None,
     interval_s: float = RESOLVE_INTERVAL_S,
+    hedge_quantile: float = 0.0,
 ) -> AsyncIterator[Pool]:
     """Looks up a role's replicas, and keeps the pool right until the block is left."""
-    pool = Pool(role, address, channel_opener, metrics)
+    pool = Pool(role, address, channel_opener, metrics, hedge_quantile=hedge_quantile)
     await pool.resolve()
     async with in_background(pool.maintain(interval_s)):
         try:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from arbitrage.core.errors import NotServing, Overloaded, TargetUnavailable
+from arbitrage.core.errors import DeadlineExceeded, NotServing, Overloaded, TargetUnavailable
 from arbitrage.core.ports import StepRequest
 from arbitrage.core.steps import GeneratedStep, Sampling, Trajectory
 from arbitrage.v1 import generator_pb2
@@ -34,7 +34,8 @@ from tests.services.running import GENERATOR, serving, until
 class Crew:
     """Replicas of one target, each with an engine of its own, and a pool that knows them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, hedge_quantile: float = 0.0) -> None:
+        self._hedge_quantile = hedge_quantile
         self.engines: dict[str, FakeGeneratorEngine] = {}
         self.servers: dict[str, RpcServer] = {}
         self.registry = CollectorRegistry()
@@ -79,7 +80,13 @@ class Crew:
                 await self.join()
             metrics = PoolMetrics(self.registry)
             address = f"file://{self.list}"
-            async with opened_pool("target", address, metrics=metrics, interval_s=0.05) as pool:
+            async with opened_pool(
+                "target",
+                address,
+                metrics=metrics,
+                interval_s=0.05,
+                hedge_quantile=self._hedge_quantile,
+            ) as pool:
                 self.pool = pool
                 yield
 
@@ -275,6 +282,24 @@ async def test_an_overloaded_replica_passes_the_step_on(crew: Crew) -> None:
         crew.engines[busy].error = Overloaded("full", retry_after_s=60.0)
         assert (await step_of(crew.generator, asking(1))).text == "target 0"
         assert crew.metric("arbitrage_pool_replicas", state="ejected") == 0
+
+
+async def test_a_replica_that_says_that_its_time_is_over_is_not_ejected(crew: Crew) -> None:
+    async with crew.open(2):
+        slow = crew.asked_first(asking(1))
+        crew.engines[slow].error = DeadlineExceeded("the engine behind took longer than it may")
+        assert (await step_of(crew.generator, asking(1))).text == "target 0"
+        assert crew.metric("arbitrage_pool_ejections_total") == 0
+
+
+async def test_a_replica_that_says_nothing_in_any_calls_time_is_ejected(crew: Crew) -> None:
+    async with crew.open(2):
+        silent = crew.asked_first(asking(1))
+        crew.engines[silent].may_answer.clear()
+        generator = GrpcGenerator(crew.pool, TargetUnavailable, CallLimits(0.2))
+        with pytest.raises(TargetUnavailable):
+            await step_of(generator, asking(1))
+        assert crew.metric("arbitrage_pool_ejections_total") == 1
 
 
 async def test_a_call_that_is_given_up_is_in_flight_no_more(crew: Crew) -> None:

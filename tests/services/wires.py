@@ -39,9 +39,7 @@ class Wire:
                 end.transport.abort()
             await asyncio.gather(*self._connections)
 
-    async def _connect(
-        self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter
-    ) -> None:
+    async def _connect(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
         connection = asyncio.current_task()
         assert connection is not None
         self._connections.add(connection)
