@@ -339,7 +339,7 @@ async def test_the_router_that_gave_a_score_is_found_among_those_of_an_update() 
         router = GrpcRouter(pool)
         for engine in (old, new, old):
             assert await router.describe_model(engine.identity) == engine.description
-        with pytest.raises(RouterUnavailable, match="r0.*has been replaced"):
+        with pytest.raises(RouterUnavailable, match=r"r0.*has been replaced"):
             await router.describe_model(ModelIdentity("fake", "r0"))
 
 
