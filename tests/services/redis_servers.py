@@ -63,9 +63,13 @@ class RedisServer:
         forget = ("--save", "", "--appendonly", "no", "--dir", str(self.folder))
         options = self.options if self.is_bare else (*listen, *forget, *self.options)
         self.process = subprocess.Popen([redis_program(), *options], stdout=subprocess.DEVNULL)
-        # One that wants a password is there, too.
-        with self.client() as client, contextlib.suppress(AuthenticationError):
-            client.ping()
+        try:
+            # One that wants a password is there, too.
+            with self.client() as client, contextlib.suppress(AuthenticationError):
+                client.ping()
+        except BaseException:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """Ends it at once, as a crash would."""
@@ -79,8 +83,8 @@ class RedisServer:
 def redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
     """Runs a server until the block is left."""
     server = RedisServer(folder, options)
+    server.start()
     try:
-        server.start()
         yield server
     finally:
         server.kill()
