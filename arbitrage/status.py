@@ -132,7 +132,18 @@ def from_rpc_error(
     error: grpc.RpcError, unavailable: type[Unavailable] = NotServing
 ) -> ArbitrageError:
     """Returns the error behind a failed call, sync or async; see `from_status`."""
-    code, details = error.code(), error.details() or ""
+    status = _sent_status(error)
+    if status is not None:
+        return from_status(status, unavailable)
+    return _from_code(error.code().value[0], error.details() or "", unavailable)
+
+
+def is_from_server(error: grpc.RpcError) -> bool:
+    """Whether a server ended the call, rather than gRPC on this side, in want of an answer."""
+    return _sent_status(error) is not None
+
+
+def _sent_status(error: grpc.RpcError) -> status_pb2.Status | None:
     # grpc-stubs call the metadata of a failed call one pair; it is a sequence of them, or None.
     metadata: Any = error.trailing_metadata()
     for key, value in metadata or ():
@@ -140,10 +151,10 @@ def from_rpc_error(
             try:
                 status = status_pb2.Status.FromString(value)
             except DecodeError:
-                break
-            if status.code == code.value[0]:
-                return from_status(status, unavailable)
-    return _from_code(code.value[0], details, unavailable)
+                return None
+            if status.code == error.code().value[0]:
+                return status
+    return None
 
 
 def _from_code(code: int, message: str, unavailable: type[Unavailable]) -> ArbitrageError:

@@ -129,7 +129,12 @@ async def connected_models(
             address = getattr(settings, f"{role}_address")
             if address is not None:
                 opened = opened_pool(
-                    role, address, opener, pool_metrics, settings.resolve_interval_s
+                    role,
+                    address,
+                    opener,
+                    pool_metrics,
+                    settings.resolve_interval_s,
+                    settings.hedge_quantile,
                 )
                 pools[role] = await stack.enter_async_context(opened)
         renewing = _renew_channels(opener, pools.values(), settings.resolve_interval_s)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
 
 from arbitrage.core.limits import Budgets, Caps
+from arbitrage.core.shown import shown
 from arbitrage.core.speculation import RouterFallback
 from services.orchestrator.feedback import FeedbackRules
 from services.orchestrator.quotas import Limits
 from services.orchestrator.sessions import SessionRules
+from services.rpc.addresses import FORMS, malformed_part
 from services.rpc.calls import CallLimits
 from services.rpc.settings import (
     Port,
@@ -23,7 +26,16 @@ from services.rpc.settings import (
 )
 from services.rpc.tls import TlsFiles
 
-Address = Annotated[str, Field(min_length=1)]
+
+def _checked_address(address: str) -> str:
+    part = malformed_part(address)
+    if part is not None:
+        which = "" if part == address else ", which {part} is not"
+        raise PydanticCustomError("address", f"{FORMS}{which}", {"part": shown(part)})
+    return address
+
+
+Address = Annotated[str, Field(min_length=1), AfterValidator(_checked_address)]
 _MIB = 1 << 20
 
 
@@ -69,6 +81,14 @@ class OrchestratorSettings(ServerSettings):
     )
     resolve_interval_s: Seconds = Field(
         2.0, description="How often the replicas of a model are looked up, in seconds."
+    )
+    hedge_quantile: float = Field(
+        0.0,
+        ge=0,
+        le=0.99,
+        allow_inf_nan=False,
+        description="A model call that takes longer than this share of the latest ones is asked of "
+        "a second replica too, and the first answer counts; usually 0.95, 0 turns it off.",
     )
     max_concurrency: PositiveCount = Field(64, description="Solutions that run together.")
     max_queue: int = Field(256, ge=0, description="Solutions that may wait; more are refused.")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -26,7 +26,8 @@ from arbitrage.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from arbitrage.status import from_rpc_error
+from arbitrage.status import from_rpc_error, is_from_server
+from services.rpc.attempts import Attempt
 from services.rpc.pool import Pool, Replica
 from services.rpc.tracing import asking
 
@@ -53,13 +54,18 @@ class CallLimits:
 DEFAULT_LIMITS = CallLimits()
 
 
+# Asks a replica that has so many seconds; returns what gRPC calls a call.
+Ask = Callable[[Replica, float], Any]
+
+
 class ModelCall:
     """One question to a role: who is asked, how long it may take, what it ends with.
 
     `key` is what keeps a request to one replica. `limit_s` bounds the call as it does any;
     `own_limit_s` is what its request's time allows. Where a replica fails, another is asked, within
     the pool's budget. Where all are overloaded, they are asked again when they say, a few times and
-    within that time.
+    within that time. `kind` names questions whose answers take about as long as each other's: one
+    that takes longer is asked of a second replica too, where the pool hedges. None is never hedged.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class ModelCall:
         unavailable: type[ModelUnavailable],
         limit_s: float,
         own_limit_s: float | None = None,
+        kind: str | None = None,
     ) -> None:
         self._pool = pool
         self._key = key
@@ -77,47 +84,55 @@ class ModelCall:
         self._is_bound_by_request = own_limit_s is not None and own_limit_s < limit_s
         bound_s = limit_s if own_limit_s is None else min(limit_s, own_limit_s)
         self._deadline_s = time.monotonic() + bound_s
+        self._kind = kind
+        self._began_s: float | None = None
         self._repeats_left = _OVERLOADED_REPEATS
         self._tried: list[Replica] = []
         pool.began()
 
-    def timeout_s(self) -> float:
-        """Returns the seconds the model has for its answer.
+    @property
+    def waited_s(self) -> float:
+        """The seconds since it was first asked; 0 before."""
+        return 0.0 if self._began_s is None else time.monotonic() - self._began_s
+
+    @property
+    def has_another(self) -> bool:
+        """Whether a replica serves that was not asked."""
+        return self._pool.choose(self._key, self._tried) is not None
+
+    @asynccontextmanager
+    async def attempt(self, ask: Ask) -> AsyncIterator[Attempt]:
+        """Asks a replica, and a second one where it is slow; holds the one that answers.
+
+        Where none does, that is the one that failed last.
 
         Raises:
-            DeadlineExceeded: there are none; with a timeout of 0 s gRPC would still try its luck.
+            DeadlineExceeded: no time is left; with a timeout of 0 s gRPC would still try its luck.
+            ModelUnavailable: there is nobody to ask.
         """
-        left_s = self._deadline_s - time.monotonic()
-        if left_s <= 0.0:
+        if self._left_s <= 0.0:
             raise DeadlineExceeded(f"the time limit was over before the {self.role} was asked")
-        return left_s
-
-    @contextmanager
-    def replica(self) -> Iterator[Replica]:
-        """Holds the replica to ask now.
-
-        Raises:
-            ModelUnavailable: there is none.
-        """
         chosen = self._pool.choose(self._key, self._tried)
         if chosen is None:
             raise self._unavailable(f"no replica of the {self.role} at {self._pool.address} serves")
-        self._tried.append(chosen)
-        chosen.inflight_count += 1
+        attempts = [self._begin(chosen, ask)]
         try:
-            yield chosen
+            yield await self._first_to_answer(attempts, ask)
         finally:
-            chosen.inflight_count -= 1
+            for attempt in attempts:
+                attempt.end()
 
-    async def failed(self, error: grpc.aio.AioRpcError, *, may_repeat: bool = True) -> None:
+    async def failed(
+        self, replica: Replica, error: grpc.aio.AioRpcError, *, may_repeat: bool = True
+    ) -> None:
         """Returns when the question may be asked again.
 
         Raises:
             ArbitrageError: it may not; what the failure means for the request.
         """
-        known = from_rpc_error(error, self._unavailable)
+        known = self._blame(replica, error)
         if isinstance(known, Overloaded):
-            if may_repeat and self._pool.choose(self._key, self._tried) is not None:
+            if may_repeat and self.has_another:
                 return
             wait_s = self._repeat_after_s(known) if may_repeat else None
             if wait_s is not None:
@@ -125,16 +140,15 @@ class ModelCall:
                 self._tried.clear()
                 await asyncio.sleep(wait_s)
                 return
-        elif isinstance(known, Unavailable | Cancelled) or (
-            isinstance(known, DeadlineExceeded) and not self._is_bound_by_request
-        ):
-            # It is gone, stops, or hangs: a server that stops cancels its calls.
-            self._pool.eject(self._tried[-1])
-            has_another = self._pool.choose(self._key, self._tried) is not None
+        elif (
+            may_repeat
+            and self._is_of_replica(known)
+            and self.has_another
+            and self._left_s > 0.0
             # One that refuses because it stops has done no work: asking another costs nothing.
-            is_free = isinstance(known, NotServing)
-            if may_repeat and has_another and (is_free or self._pool.may_retry()):
-                return
+            and (isinstance(known, NotServing) or self._pool.may_retry())
+        ):
+            return
         raise self._typed(known) from error
 
     def answer(self, convert: Callable[[MessageT], ValueT], message: MessageT) -> ValueT:
@@ -148,11 +162,81 @@ class ModelCall:
         except (InvalidRequest, Internal) as error:
             raise Internal(f"{self.role}: its answer cannot be used: {error}") from error
 
+    @property
+    def _left_s(self) -> float:
+        return self._deadline_s - time.monotonic()
+
+    def _begin(self, replica: Replica, ask: Ask) -> Attempt:
+        attempt = Attempt(replica, ask(replica, self._left_s))
+        self._tried.append(replica)
+        if self._began_s is None:
+            self._began_s = attempt.began_s
+        return attempt
+
+    async def _first_to_answer(self, attempts: list[Attempt], ask: Ask) -> Attempt:
+        (first,) = attempts
+        times, kind = self._pool.answer_times, self._kind
+        late_s = None if kind is None else times.late_s(kind)
+        if late_s is None:
+            await first.wait()
+            winner = first
+        else:
+            winner = await self._raced(attempts, ask, late_s)
+        if kind is not None and winner.has_answered:
+            # Since the first was asked: a late answer is one, whoever gave it.
+            times.add(kind, time.monotonic() - first.began_s)
+        return winner
+
+    async def _raced(self, attempts: list[Attempt], ask: Ask, late_s: float) -> Attempt:
+        """Returns the first of one attempt, or of two from `late_s` on, to answer."""
+        (first,) = attempts
+        async with asyncio.TaskGroup() as group:
+            waits = {group.create_task(first.wait()): first}
+            await asyncio.wait(waits, timeout=late_s)
+            if first.is_waited_for and (spare := self._spare()) is not None:
+                second = self._begin(spare, ask)
+                attempts.append(second)
+                waits[group.create_task(second.wait())] = second
+            while True:
+                done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                ended = waits.pop(done.pop())
+                if ended.failure is None or not waits:
+                    break
+                self._blame(ended.replica, ended.failure)
+            # A loser's server stops its work; that it was slower is no failure.
+            for loser in waits.values():
+                loser.end()
+        if ended is not first and ended.has_answered:
+            self._pool.metrics.count_hedge_won(self.role)
+        return ended
+
+    def _spare(self) -> Replica | None:
+        if self._left_s <= 0.0:
+            return None
+        spare = self._pool.choose(self._key, self._tried, is_spare=True)
+        return spare if spare is not None and self._pool.may_hedge() else None
+
+    def _blame(self, replica: Replica, error: grpc.aio.AioRpcError) -> ArbitrageError:
+        """Returns what a failure is; a replica that is gone, stops or hangs is ejected."""
+        known = from_rpc_error(error, self._unavailable)
+        # One that says itself that its time is over does not hang.
+        if self._is_of_replica(known) and not (
+            isinstance(known, DeadlineExceeded) and is_from_server(error)
+        ):
+            self._pool.eject(replica)
+        return known
+
+    def _is_of_replica(self, known: ArbitrageError) -> bool:
+        # A server that stops cancels its calls.
+        return isinstance(known, Unavailable | Cancelled) or (
+            isinstance(known, DeadlineExceeded) and not self._is_bound_by_request
+        )
+
     def _repeat_after_s(self, overloaded: Overloaded) -> float | None:
         if not self._repeats_left:
             return None
         wait_s = max(_LEAST_RETRY_S, overloaded.retry_after_s)
-        return wait_s if wait_s < self._deadline_s - time.monotonic() else None
+        return wait_s if wait_s < self._left_s else None
 
     def _typed(self, known: ArbitrageError) -> ArbitrageError:
         if isinstance(known, DeadlineExceeded) and self._is_bound_by_request:
@@ -176,20 +260,22 @@ async def asked(
 ) -> Any:
     """Returns a model's one answer; raises as `ModelCall.failed` does."""
     with asking(call.role, method) as asked_model:
+
+        def ask(replica: Replica, timeout_s: float) -> Any:
+            rpc = getattr(replica.stub(stub), method)
+            return rpc(request, timeout=timeout_s, metadata=asked_model.metadata)
+
         while True:
-            with call.replica() as replica:
-                ask = getattr(replica.stub(stub), method)
+            async with call.attempt(ask) as attempt:
                 try:
-                    answer = await ask(
-                        request, timeout=call.timeout_s(), metadata=asked_model.metadata
-                    )
+                    answer = await attempt.read()
                 except grpc.aio.AioRpcError as error:
                     failure = error
                 else:
-                    replica.succeeded()
+                    attempt.replica.succeeded()
                     asked_model.answered(answer)
                     return answer
-            await call.failed(failure)
+            await call.failed(attempt.replica, failure)
 
 
 def key_of(problem: str) -> bytes:

@@ -7,11 +7,11 @@ reason. An overloaded model is asked again a few times, and counts as unavailabl
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 import grpc.aio
@@ -49,7 +49,7 @@ from services.rpc.convert import (
     step_request_to_proto,
     step_to_proto,
 )
-from services.rpc.pool import Pool
+from services.rpc.pool import Pool, Replica
 from services.rpc.tracing import Metadata, asking
 
 # A model takes no time limit of 0 s; this one it answers with what the limit means.
@@ -92,21 +92,33 @@ class GrpcGenerator:
     async def _attempts(
         self, request: StepRequest, metadata: Metadata
     ) -> AsyncGenerator[str | GeneratedStep, None]:
-        limit_s, own_limit_s, asked_s = request.time_limit_s, None, time.monotonic()
+        limit_s, own_limit_s = request.time_limit_s, None
         if limit_s is not None:
             own_limit_s = limit_s + self._limits.grace_s
-        key = key_of(request.trajectory.problem)
-        call = ModelCall(self._pool, key, self._unavailable, self._limits.timeout_s, own_limit_s)
+        call = ModelCall(
+            self._pool,
+            key_of(request.trajectory.problem),
+            self._unavailable,
+            self._limits.timeout_s,
+            own_limit_s,
+            kind="first text" if request.stream_text else "step",
+        )
+
+        def ask(replica: Replica, timeout_s: float) -> Any:
+            left_s = limit_s
+            if limit_s is not None:
+                # Whoever was asked before has used up some of the request's time.
+                left_s = max(_LEAST_TIME_LIMIT_S, limit_s - call.waited_s)
+            message = step_request_to_proto(dataclasses.replace(request, time_limit_s=left_s))
+            stub = replica.stub(generator_pb2_grpc.GeneratorServiceStub)
+            return stub.GenerateStep(message, timeout=timeout_s, metadata=metadata)
+
         told_count = 0
         while True:
-            with call.replica() as replica:
-                stub = replica.stub(generator_pb2_grpc.GeneratorServiceStub)
-                stream: Any = stub.GenerateStep(
-                    step_request_to_proto(request), timeout=call.timeout_s(), metadata=metadata
-                )
+            async with call.attempt(ask) as attempt:
                 has_result, behind_count = False, told_count
                 try:
-                    async for message in stream:
+                    while (message := await attempt.read()) is not None:
                         if message.WhichOneof("event") == "text_delta":
                             text = message.text_delta[behind_count:]
                             behind_count -= min(behind_count, len(message.text_delta))
@@ -115,7 +127,7 @@ class GrpcGenerator:
                                 yield text
                         else:
                             has_result = True
-                            replica.succeeded()
+                            attempt.replica.succeeded()
                             yield call.answer(generated_step_from_proto, message.result)
                     if not has_result:
                         raise self._unavailable("the generator's stream ended without a step")
@@ -124,14 +136,8 @@ class GrpcGenerator:
                     if has_result:
                         return
                     failure = error
-                finally:
-                    stream.cancel()
             may_repeat = not told_count or request.sampling.is_deterministic
-            await call.failed(failure, may_repeat=may_repeat)
-            if limit_s is not None:
-                # The failed try has used up some of the request's time.
-                left_s = limit_s - (time.monotonic() - asked_s)
-                request = replace(request, time_limit_s=max(_LEAST_TIME_LIMIT_S, left_s))
+            await call.failed(attempt.replica, failure, may_repeat=may_repeat)
 
     async def describe(self) -> ModelIdentity:
         """Asks which weights answer.
@@ -188,6 +194,7 @@ class GrpcScorer:
             PrmUnavailable,
             self._limits.timeout_s,
             left_s(deadline_s),
+            kind="score",
         )
         answer = await asked(call, prm_pb2_grpc.PrmServiceStub, "ScoreSteps", request)
         return call.answer(reward_from_proto, answer)
@@ -241,13 +248,14 @@ class GrpcRouter:
             RouterUnavailable,
             self._limits.timeout_s,
             left_s(deadline_s),
+            kind="score",
         )
         answer = await asked(call, router_pb2_grpc.RouterServiceStub, "EstimateAdvantage", request)
         score = call.answer(advantage_from_proto, answer)
         self._on_truncated(answer.truncated_token_count)
         if self._description is not None and self._description.model != score.model:
             # Another router answers now; its thresholds are not those of the one before.
-            self._description = None
+            self._description = self._described.get(score.model)
         return score
 
     async def describe_model(
@@ -262,8 +270,10 @@ class GrpcRouter:
             RouterUnavailable: nobody answered, or the weights are gone and were never described.
         """
         if model not in self._described:
-            self._description = None
-            await self.describe(deadline_s)
+            call = self._description_call(deadline_s)
+            # While routers are replaced one by one, there are two kinds of them.
+            while model not in self._described and call.has_another:
+                self._keep(await self._asked_description(call))
         if model not in self._described:
             raise RouterUnavailable(f"the router that gave a score, {model}, has been replaced")
         return self._described[model]
@@ -281,13 +291,11 @@ class GrpcRouter:
             if time.monotonic() < self._silent_until_s:
                 raise RouterUnavailable("the router did not answer a moment ago")
             try:
-                self._description = found = await self.ask_description(deadline_s)
+                self._keep(found := await self.ask_description(deadline_s))
             except RouterUnavailable:
                 self._silent_until_s = time.monotonic() + _SILENCE_TRUST_S
                 raise
-            self._described[found.model] = found
-            while len(self._described) > _KNOWN_ROUTERS:
-                del self._described[next(iter(self._described))]
+            return found
         return self._description
 
     async def ask_description(self, deadline_s: float | None = None) -> RouterDescription:
@@ -296,9 +304,20 @@ class GrpcRouter:
         Raises:
             DeadlineExceeded, RouterUnavailable
         """
-        call = ModelCall(
+        return await self._asked_description(self._description_call(deadline_s))
+
+    def _keep(self, found: RouterDescription) -> None:
+        self._description = found
+        self._described[found.model] = found
+        while len(self._described) > _KNOWN_ROUTERS:
+            del self._described[next(iter(self._described))]
+
+    def _description_call(self, deadline_s: float | None) -> ModelCall:
+        return ModelCall(
             self._pool, b"", RouterUnavailable, self._limits.grace_s, left_s(deadline_s)
         )
+
+    async def _asked_description(self, call: ModelCall) -> RouterDescription:
         answer = await asked(
             call, router_pb2_grpc.RouterServiceStub, "GetRouter", router_pb2.GetRouterRequest()
         )

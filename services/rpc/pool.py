@@ -9,22 +9,21 @@ and probed until it serves again. Nobody waits for any of it: choosing reads wha
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import math
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from services.rpc.addresses import listed, looked_up
 from services.rpc.background import in_background
+from services.rpc.hedging import AnswerTimes, Budget
 from services.rpc.telemetry import PoolMetrics
 
 _log = logging.getLogger(__name__)
@@ -35,11 +34,14 @@ _FIRST_EJECTION_S: Final = 0.5
 _LONGEST_EJECTION_S: Final = 2.0
 _PROBE_INTERVAL_S: Final = 0.25
 _HEALTH_TIMEOUT_S: Final = 2.0
-_RETRY_SHARE: Final = 0.2
-_MOST_RETRIES: Final = 10.0
+# The share of the calls that may be made again, after a failure or while one is late, and how many
+# may be at once.
+_RETRIES: Final = (0.2, 10.0)
+_HEDGES: Final = (0.05, 5.0)
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 2.0
 RESOLVE_INTERVAL_S: Final = 2.0
+_KEEPALIVE_S: Final = 10.0
 
 StubT = TypeVar("StubT")
 # Opens a channel to an address; `name` is who is expected there, for certificates.
@@ -51,19 +53,30 @@ def open_channel(
     name: str = "",
     max_message_mib: int = 16,
     credentials: grpc.ChannelCredentials | None = None,
+    keepalive_s: float = _KEEPALIVE_S,
 ) -> grpc.aio.Channel:
     """Returns a channel to a model service. It connects when it is first used.
 
     `name` is the host that is meant, where the address was looked up; with `credentials`, the
-    server's certificate must bear it.
+    server's certificate must bear it. A server that is silent for `keepalive_s` seconds is asked
+    whether it is there, and lost where it does not say so in half of that.
     """
     options: list[tuple[str, int | str]] = [
         ("grpc.max_receive_message_length", max_message_mib * _MIB),
         ("grpc.max_send_message_length", max_message_mib * _MIB),
         # By default gRPC waits up to two minutes before it tries a lost server again.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 500),
+        # Its name misleads: this is the time that one try to connect gets, TLS included.
+        ("grpc.min_reconnect_backoff_ms", 2_000),
+        # A host that vanishes says nothing; without these a call there waits for its own timeout.
+        ("grpc.keepalive_time_ms", round(1e3 * keepalive_s)),
+        ("grpc.keepalive_timeout_ms", round(5e2 * keepalive_s)),
+        # gRPC 1.80 goes by this one, a minute by default, and by the former only in the kernel.
+        ("grpc.http2.ping_timeout_ms", round(5e2 * keepalive_s)),
+        # Also between calls, so that the next one does not find out, and as often as it takes.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
         # Two pools, as of draft and target behind one address, do not share a connection.
         ("grpc.use_local_subchannel_pool", 1),
     ]
@@ -138,18 +151,28 @@ class Pool:
         channel_opener: OpenChannel = open_channel,
         metrics: PoolMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
+        hedge_quantile: float = 0.0,
     ) -> None:
         self.role = role
         self.address = address
         self.metrics = metrics or PoolMetrics(CollectorRegistry())
         self.replicas: tuple[Replica, ...] = ()
+        self.answer_times = AnswerTimes(hedge_quantile)
         self._open = channel_opener
         self._clock = clock
+        self._looked_up: Mapping[str, Mapping[str, str]] = {}
+        self._reported: set[str] = set()
         self._leaving: set[asyncio.Task[None]] = set()
-        self._retries_left = _MOST_RETRIES
+        self._retries = Budget(*_RETRIES)
+        self._hedges = Budget(*_HEDGES)
 
-    def choose(self, key: bytes, tried: Collection[Replica] = ()) -> Replica | None:
-        """Returns the replica for a call; None where every one is ejected or was tried."""
+    def choose(
+        self, key: bytes, tried: Collection[Replica] = (), *, is_spare: bool = False
+    ) -> Replica | None:
+        """Returns the replica for a call; None where every one is ejected or was tried.
+
+        A spare one has to have less than its share of the calls in flight.
+        """
         ready = [replica for replica in self.replicas if not replica.is_ejected]
         left = [replica for replica in ready if replica not in tried]
         if not left:
@@ -160,18 +183,25 @@ class Pool:
         for replica in ranked:
             if replica.inflight_count < bound:
                 return replica
-        return ranked[0]
+        return None if is_spare else ranked[0]
 
     def began(self) -> None:
         """Counts a call; some of them may be tried again on another replica."""
-        self._retries_left = min(_MOST_RETRIES, self._retries_left + _RETRY_SHARE)
+        self._retries.earn()
+        self._hedges.earn()
 
     def may_retry(self) -> bool:
         """Takes a retry from the budget; False where it is used up."""
-        if self._retries_left < 1.0:
+        if not self._retries.take():
             return False
-        self._retries_left -= 1.0
         self.metrics.count_retry(self.role)
+        return True
+
+    def may_hedge(self) -> bool:
+        """Takes a hedge from the budget; False where it is used up."""
+        if not self._hedges.take():
+            return False
+        self.metrics.count_hedge(self.role)
         return True
 
     def eject(self, replica: Replica) -> None:
@@ -188,12 +218,16 @@ class Pool:
         With `anew` every channel is opened again, as after certificates have changed.
         """
         try:
-            found = await addresses_of(self.address)
+            parts = await listed(self.address)
         except OSError as error:
-            _log.debug("%s: %s cannot be looked up: %s", self.role, self.address, error)
+            self._unknown(self.address, error)
             return
+        self._reported &= {*parts}
+        looked = await asyncio.gather(*(self._look_up(part) for part in parts))
+        found = {address: name for part in looked for address, name in part.items()}
         if not found:
             return
+        self._looked_up = dict(zip(parts, looked, strict=True))
         known = {} if anew else {replica.address: replica for replica in self.replicas}
         before, self.replicas = (
             self.replicas,
@@ -249,6 +283,21 @@ class Pool:
             replica.eject(self._clock())
         self._show()
 
+    async def _look_up(self, part: str) -> Mapping[str, str]:
+        try:
+            found = await looked_up(part)
+        except OSError as error:
+            self._unknown(part, error)
+            return self._looked_up.get(part, {})
+        self._reported.discard(part)
+        return found
+
+    def _unknown(self, what: str, error: OSError) -> None:
+        # Once, and not at every look.
+        level = logging.DEBUG if what in self._reported else logging.WARNING
+        self._reported.add(what)
+        _log.log(level, "%s: %s cannot be looked up: %s", self.role, what, error)
+
     def _leave(self, replicas: Iterable[Replica]) -> None:
         # Calls on a replica that is gone from the list may end there.
         for replica in replicas:
@@ -268,9 +317,10 @@ async def opened_pool(
     channel_opener: OpenChannel = open_channel,
     metrics: PoolMetrics | None = None,
     interval_s: float = RESOLVE_INTERVAL_S,
+    hedge_quantile: float = 0.0,
 ) -> AsyncIterator[Pool]:
     """Looks up a role's replicas, and keeps the pool right until the block is left."""
-    pool = Pool(role, address, channel_opener, metrics)
+    pool = Pool(role, address, channel_opener, metrics, hedge_quantile=hedge_quantile)
     await pool.resolve()
     async with in_background(pool.maintain(interval_s)):
         try:
@@ -279,46 +329,5 @@ async def opened_pool(
             await pool.close()
 
 
-async def addresses_of(address: str) -> dict[str, str]:
-    """Returns the replicas' addresses, each with the name it was found under.
-
-    `host:port` is looked up in the DNS, where a headless service has an address per replica;
-    `a:1,b:2` names them; `file:///path` is a file with one host:port per line.
-
-    Raises:
-        OSError: it cannot be looked up.
-    """
-    if address.startswith("file://"):
-        text = await asyncio.to_thread(Path(address.removeprefix("file://")).read_text)
-        address = ",".join(text.split())
-    found: dict[str, str] = {}
-    for part in filter(None, address.split(",")):
-        host, _, port = part.strip().rpartition(":")
-        bare = host.strip("[]")
-        if _is_ip(bare):
-            found[part.strip()] = ""
-            continue
-        loop = asyncio.get_running_loop()
-        infos = await loop.getaddrinfo(bare, port or None, type=socket.SOCK_STREAM)
-        # A host with addresses of both kinds is one replica, not two.
-        kinds = {info[0] for info in infos}
-        kind = socket.AF_INET if socket.AF_INET in kinds else socket.AF_INET6
-        for family, _, _, _, location in infos:
-            if family == kind:
-                ip, number = socket.getnameinfo(
-                    location, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
-                )
-                found[f"[{ip}]:{number}" if ":" in ip else f"{ip}:{number}"] = bare
-    return found
-
-
 def _rank(key: bytes, address: str) -> bytes:
     return blake2b(key + address.encode(), digest_size=8).digest()
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 _MIB = 1 << 20
 # Room for a key and for trace context; beyond its soft limit gRPC would refuse by chance.
 _MAX_METADATA_BYTES = 16 << 10
+_LEAST_PING_INTERVAL_MS = 1_000
 # What gRPC gets for sending the last call's status, and calls past the grace for ending.
 _FLUSH_GRACE_S = 1.0
 
@@ -72,6 +73,10 @@ class RpcServer:
                 ("grpc.max_send_message_length", size),
                 ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
                 ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
+                # Callers ask whether the server is there (`open_channel`), also between calls; by
+                # default that is once in five minutes, and who asks more often is cut off.
+                ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_PING_INTERVAL_MS),
+                ("grpc.keepalive_permit_without_calls", 1),
             )
         )
         self._server.add_generic_rpc_handlers((self._handlers,))

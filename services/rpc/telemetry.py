@@ -79,6 +79,18 @@ class PoolMetrics:
             ("role",),
             registry=registry,
         )
+        self._hedges = Counter(
+            "arbitrage_pool_hedges",
+            "Slow calls that were made of a second replica too.",
+            ("role",),
+            registry=registry,
+        )
+        self._hedges_won = Counter(
+            "arbitrage_pool_hedges_won",
+            "Hedged calls that the second replica answered first.",
+            ("role",),
+            registry=registry,
+        )
         self._ejections = Counter(
             "arbitrage_pool_ejections",
             "Times that a replica was left out because it failed.",
@@ -88,6 +100,8 @@ class PoolMetrics:
         for role in ROLES:
             self.show(role, 0, 0)
             self._retries.labels(role)
+            self._hedges.labels(role)
+            self._hedges_won.labels(role)
             self._ejections.labels(role)
 
     def show(self, role: str, ready_count: int, ejected_count: int) -> None:
@@ -98,6 +112,14 @@ class PoolMetrics:
     def count_retry(self, role: str) -> None:
         """Counts a call made again."""
         self._retries.labels(role).inc()
+
+    def count_hedge(self, role: str) -> None:
+        """Counts a call made of a second replica too."""
+        self._hedges.labels(role).inc()
+
+    def count_hedge_won(self, role: str) -> None:
+        """Counts one that it answered first."""
+        self._hedges_won.labels(role).inc()
 
     def count_ejection(self, role: str) -> None:
         """Counts a replica left out."""

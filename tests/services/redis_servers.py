@@ -67,20 +67,26 @@ class RedisServer:
         return Redis(port=self.port, retry=Retry(ConstantBackoff(0.02), 250))
 
     def start(self) -> None:
-        """Starts it and waits until it answers."""
+        """Starts it and waits until it answers; one that it was before is waited for first."""
+        self.kill()
         listen = ("--port", str(self.port), "--bind", "127.0.0.1")
         forget = ("--save", "", "--appendonly", "no", "--dir", str(self.folder))
         options = self.options if self.is_bare else (*listen, *forget, *self.options)
         self.process = subprocess.Popen([redis_program(), *options], stdout=subprocess.DEVNULL)
-        # One that wants a password is there, too.
-        with self.client() as client, contextlib.suppress(AuthenticationError):
-            client.ping()
+        try:
+            # One that wants a password is there, too.
+            with self.client() as client, contextlib.suppress(AuthenticationError):
+                client.ping()
+        except BaseException:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """Ends it at once, as a crash would."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+            self.process = None
 
 
 @contextmanager

@@ -328,6 +328,46 @@ async def test_a_router_is_described_again_only_when_another_answers() -> None:
         assert await router.describe() == engine.description
 
 
+async def test_the_router_that_gave_a_score_is_found_among_those_of_an_update() -> None:
+    old = FakeRouterEngine(identity=ModelIdentity("fake", "r1"), default_threshold=0.1)
+    new = FakeRouterEngine(identity=ModelIdentity("fake", "r2"), default_threshold=0.9)
+    async with (
+        serving(ROUTER, RouterServicer(old)) as one,
+        serving(ROUTER, RouterServicer(new)) as other,
+        opened_pool("router", f"{one.address},{other.address}") as pool,
+    ):
+        router = GrpcRouter(pool)
+        for engine in (old, new, old):
+            assert await router.describe_model(engine.identity) == engine.description
+        with pytest.raises(RouterUnavailable, match=r"r0.*has been replaced"):
+            await router.describe_model(ModelIdentity("fake", "r0"))
+
+
+class CountedRouter(RouterServicer):
+    """Counts how often it is asked what it is."""
+
+    ask_count = 0
+
+    async def GetRouter(  # noqa: N802 - the proto's name
+        self, request: router_pb2.GetRouterRequest, context: Context
+    ) -> router_pb2.GetRouterResponse:
+        self.ask_count += 1
+        return await super().GetRouter(request, context)
+
+
+async def test_routers_that_take_turns_are_asked_once_what_they_are() -> None:
+    engine = FakeRouterEngine()
+    servicer = CountedRouter(engine)
+    async with serving(ROUTER, servicer) as server, opened_pool("router", server.address) as pool:
+        router = GrpcRouter(pool)
+        for revision in ("r1", "r2") * 4:
+            engine.identity = ModelIdentity("fake", revision)
+            score = await router.estimate_advantage(TRAJECTORY, "two")
+            assert (await router.describe_model(score.model)).model == engine.identity
+            assert (await router.describe()).model == engine.identity
+    assert servicer.ask_count == 2
+
+
 async def test_waiting_for_a_server_ends_when_it_serves() -> None:
     server = RpcServer(GENERATOR, Listener("127.0.0.1", 0), Telemetry())
     await server.start()

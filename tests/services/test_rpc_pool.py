@@ -14,15 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from arbitrage.core.errors import NotServing, Overloaded, TargetUnavailable
+from arbitrage.core.errors import DeadlineExceeded, NotServing, Overloaded, TargetUnavailable
 from arbitrage.core.ports import StepRequest
 from arbitrage.core.steps import GeneratedStep, Sampling, Trajectory
 from arbitrage.v1 import generator_pb2
 from services.generator.servicer import GeneratorServicer
+from services.rpc.addresses import listed, looked_up
 from services.rpc.calls import CallLimits, key_of
 from services.rpc.clients import GrpcGenerator
 from services.rpc.handlers import Context
-from services.rpc.pool import Pool, Replica, addresses_of, open_channel, opened_pool
+from services.rpc.pool import Pool, Replica, open_channel, opened_pool
 from services.rpc.server import Listener, RpcServer
 from services.rpc.telemetry import PoolMetrics, Telemetry
 from tests.services.fakes_engines import FakeGeneratorEngine, numbered
@@ -33,7 +34,8 @@ from tests.services.running import GENERATOR, serving, until
 class Crew:
     """Replicas of one target, each with an engine of its own, and a pool that knows them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, hedge_quantile: float = 0.0) -> None:
+        self._hedge_quantile = hedge_quantile
         self.engines: dict[str, FakeGeneratorEngine] = {}
         self.servers: dict[str, RpcServer] = {}
         self.registry = CollectorRegistry()
@@ -78,7 +80,13 @@ class Crew:
                 await self.join()
             metrics = PoolMetrics(self.registry)
             address = f"file://{self.list}"
-            async with opened_pool("target", address, metrics=metrics, interval_s=0.05) as pool:
+            async with opened_pool(
+                "target",
+                address,
+                metrics=metrics,
+                interval_s=0.05,
+                hedge_quantile=self._hedge_quantile,
+            ) as pool:
                 self.pool = pool
                 yield
 
@@ -276,6 +284,24 @@ async def test_an_overloaded_replica_passes_the_step_on(crew: Crew) -> None:
         assert crew.metric("arbitrage_pool_replicas", state="ejected") == 0
 
 
+async def test_a_replica_that_says_that_its_time_is_over_is_not_ejected(crew: Crew) -> None:
+    async with crew.open(2):
+        slow = crew.asked_first(asking(1))
+        crew.engines[slow].error = DeadlineExceeded("the engine behind took longer than it may")
+        assert (await step_of(crew.generator, asking(1))).text == "target 0"
+        assert crew.metric("arbitrage_pool_ejections_total") == 0
+
+
+async def test_a_replica_that_says_nothing_in_any_calls_time_is_ejected(crew: Crew) -> None:
+    async with crew.open(2):
+        silent = crew.asked_first(asking(1))
+        crew.engines[silent].may_answer.clear()
+        generator = GrpcGenerator(crew.pool, TargetUnavailable, CallLimits(0.2))
+        with pytest.raises(TargetUnavailable):
+            await step_of(generator, asking(1))
+        assert crew.metric("arbitrage_pool_ejections_total") == 1
+
+
 async def test_a_call_that_is_given_up_is_in_flight_no_more(crew: Crew) -> None:
     async with crew.open(2):
         for engine in crew.engines.values():
@@ -306,11 +332,26 @@ async def test_channels_are_opened_anew_without_losing_a_call(crew: Crew) -> Non
 
 
 async def test_addresses_are_names_lists_or_files(tmp_path: Path) -> None:
-    assert await addresses_of("127.0.0.1:1,[::1]:2") == {"127.0.0.1:1": "", "[::1]:2": ""}
+    assert await listed("127.0.0.1:1,[::1]:2") == ("127.0.0.1:1", "[::1]:2")
+    assert await looked_up("[::1]:2") == {"[::1]:2": ""}
     # One kind of address alone, though a host may have both.
-    assert set(await addresses_of("localhost:7")) == {"127.0.0.1:7"}
+    assert await looked_up("localhost:7") == {"127.0.0.1:7": "localhost"}
     with pytest.raises(OSError, match=r"\w"):
-        await addresses_of(f"file://{tmp_path}/nowhere")
+        await listed(f"file://{tmp_path}/nowhere")
+
+
+async def test_what_cannot_be_looked_up_keeps_no_other_from_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listing = tmp_path / "replicas"
+    listing.write_bytes(b"nowhere.invalid:1\n127.0.0.1:99999\n\xff\n127.0.0.1:1\nlocalhost:2\n")
+    pool = Pool("target", f"file://{listing}")
+    for _ in range(2):
+        await pool.resolve()
+        assert [replica.address for replica in pool.replicas] == ["127.0.0.1:1", "127.0.0.1:2"]
+    # Each is told of once, and not at every look.
+    assert len(caplog.records) == 3
+    await pool.close()
 
 
 async def test_a_channel_connects_to_the_server_behind_it() -> None:

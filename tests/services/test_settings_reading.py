@@ -46,6 +46,34 @@ def test_each_kind_of_bad_value_says_what_it_should_be(
     assert problems(**{name: value}) == f"{name}: expected {expected}, got {value!r}"
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("target", "target:", ":1", "target:0", "target:99999", "target:-1", "target:many"),
+        *("http://target:1", "target:1/", "target: 1", " target:1", "a..b:1", "t\u00e4:1"),
+        *("::1:1", "[::1]", "[target]:1", "file://replicas", "file:replicas", "l" * 64 + ":1"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_at_the_start(address: str) -> None:
+    expected = "host:port with a port from 1 to 65535, several of them as a:1,b:1, or file:///path"
+    name = "ARBITRAGE_TARGET_ADDRESS"
+    assert problems(**{name: address}) == f"{name}: expected {expected}, got {address!r}"
+
+
+@pytest.mark.parametrize("address", ["a:1,", ",a:1", "a:1,,b:1"])
+def test_a_list_of_addresses_has_no_empty_entries(address: str) -> None:
+    assert f"which '' is not, got {address!r}" in problems(ARBITRAGE_ROUTER_ADDRESS=address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["target:1", "10.0.0.1:65535,[::1]:2", "target-0.target.models.svc.:50052", "file:///a b"],
+)
+def test_an_address_may_have_any_of_its_forms(address: str) -> None:
+    variables = {**NEEDED, "ARBITRAGE_TARGET_ADDRESS": address}
+    assert read_settings(OrchestratorSettings, variables).target_address == address
+
+
 def test_an_unknown_variable_is_named_with_the_nearest_known_one() -> None:
     said = problems(ARBITRAGE_MAX_STEP="3")
     assert said == "ARBITRAGE_MAX_STEP: no such setting; did you mean ARBITRAGE_MAX_STEPS?"
