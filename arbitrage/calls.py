@@ -19,6 +19,7 @@ from arbitrage.core.errors import (
     FieldInvalid,
     Internal,
     NotServing,
+    SessionStoreAway,
     SessionStoreUnavailable,
     Unavailable,
 )
@@ -200,7 +201,8 @@ class SolutionCall:
             stream_text=options.get("stream_text", False),
             request_id=options.get("request_id"),
         )
-        # An id of our own is a wish: a deployment without sessions serves the request without it.
+        # An id of our own is a wish: where sessions are not kept, or their store is away, the
+        # request is served without it.
         self._is_id_ours = is_resumable and "request_id" not in options
         if self._is_id_ours:
             self.request.request_id = uuid4().hex
@@ -208,12 +210,13 @@ class SolutionCall:
         default_s = _DEFAULT_TIMEOUT_S if limit_s is None else limit_s + _GRACE_S
         self.attempts = Attempts(addresses, retries, options.get("timeout_s", default_s))
         self._story = _Story()
+        self.deployment_keeps_sessions = True
         self._has_begun = False
         self._broken_at: int | None = None
 
     @property
     def is_resumable(self) -> bool:
-        """Whether the deployment keeps sessions, as far as is known."""
+        """Whether a stream that breaks can be gone on with."""
         return self.request.HasField("request_id")
 
     def received(self, message: orchestrator_pb2.GenerateSolutionResponse) -> Event | None:
@@ -245,10 +248,13 @@ class SolutionCall:
         twice.
         """
         has_begun, self._has_begun = self._has_begun, False
-        if self._is_id_ours and isinstance(from_rpc_error(rpc_error), SessionStoreUnavailable):
-            self._is_id_ours = False
-            self.request.ClearField("request_id")
-            return 0.0
+        if self._is_id_ours and not self._story.has_begun:
+            known = from_rpc_error(rpc_error)
+            self.deployment_keeps_sessions = not isinstance(known, SessionStoreUnavailable)
+            if isinstance(known, SessionStoreUnavailable | SessionStoreAway):
+                self._is_id_ours = False
+                self.request.ClearField("request_id")
+                return 0.0
         step_count = self._story.step_count
         may_repeat = not self._story.has_begun or self.is_resumable
         if has_begun:
@@ -268,12 +274,13 @@ class _Story:
         self.has_begun = False
         self.is_finished = False
         self._is_proposed = False
-        self._told: dict[Source, int] = {}
-        self._behind: dict[Source, int] = {}
+        # Text of the step under way by who wrote it: as it was told, and as it comes again.
+        self._told: dict[Source, str] = {}
+        self._come: dict[Source, str] = {}
 
     def retold(self) -> None:
         """Expects the step under way to be told from its beginning."""
-        self._behind = dict(self._told)
+        self._come = {}
 
     def news(self, event: Event) -> Event | None:
         """Returns what of an event is new."""
@@ -293,17 +300,20 @@ class _Story:
                     )
                 self.step_count += 1
                 self._is_proposed = False
-                self._told, self._behind = {}, {}
+                self._told, self._come = {}, {}
             case Finished():
                 self.is_finished = True
         return event
 
     def _new_text(self, delta: TokenDelta) -> TokenDelta | None:
-        known = min(self._behind.get(delta.source, 0), len(delta.text))
-        self._behind[delta.source] = self._behind.get(delta.source, 0) - known
-        new = delta.text[known:]
-        self._told[delta.source] = self._told.get(delta.source, 0) + len(new)
-        return replace(delta, text=new) if new else None
+        source = delta.source
+        told, come = self._told.get(source, ""), self._come.get(source, "") + delta.text
+        self._come[source] = come
+        # What was told cannot be taken back; where it comes otherwise, the step will say so.
+        if len(come) <= len(told) or not come.startswith(told):
+            return None
+        self._told[source] = come
+        return replace(delta, text=come[len(told) :])
 
 
 def _text_of(steps: Iterable[StepCommitted]) -> str:

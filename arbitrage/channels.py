@@ -14,7 +14,29 @@ from arbitrage.core.errors import FieldInvalid
 from arbitrage.pem import Pem, PemError, read_pem
 
 ChannelOptions = Sequence[tuple[str, int | str]]
+KEEPALIVE_S = 10.0
 Metadata = tuple[tuple[str, str], ...]
+
+
+def lasting(keepalive_s: float = KEEPALIVE_S) -> tuple[tuple[str, int], ...]:
+    """Returns the options of a channel that notices a server that is lost, and its return.
+
+    A server that is silent for `keepalive_s` seconds in the middle of a call is asked whether it is
+    there, and lost where it does not say so in half of that.
+    """
+    return (
+        # By default gRPC waits up to two minutes before it tries a lost server again.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 500),
+        # Its name misleads: this is the time that one try to connect gets, TLS included.
+        ("grpc.min_reconnect_backoff_ms", 2_000),
+        # A host that vanishes says nothing; without these a call there waits for its own timeout.
+        ("grpc.keepalive_time_ms", round(1e3 * keepalive_s)),
+        ("grpc.keepalive_timeout_ms", round(5e2 * keepalive_s)),
+        # gRPC 1.80 goes by this one, a minute by default, and by the former only in the kernel.
+        ("grpc.http2.ping_timeout_ms", round(5e2 * keepalive_s)),
+        ("grpc.http2.max_pings_without_data", 0),
+    )
 
 
 class ClientTls:

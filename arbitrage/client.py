@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 
 from arbitrage.calls import Addresses, Attempts, RequestOptions, Solution, SolutionCall, solution_of
-from arbitrage.channels import ClientTls, aio_channel, call_metadata, sync_channel
+from arbitrage.channels import ClientTls, aio_channel, call_metadata, lasting, sync_channel
 from arbitrage.core.errors import Cancelled
 from arbitrage.core.events import Event
 from arbitrage.policy_specs import (
@@ -59,6 +59,7 @@ __all__ = [
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
+    *lasting(),
 )
 
 
@@ -118,7 +119,7 @@ class AsyncArbitrageClient:
                 return
             except grpc.RpcError as error:
                 delay_s = call.failed(error)
-                self._is_resumable &= call.is_resumable
+                self._is_resumable &= call.deployment_keeps_sessions
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
@@ -224,7 +225,7 @@ class ArbitrageClient:
                 return
             except grpc.RpcError as error:
                 delay_s = call.failed(error)
-                self._is_resumable &= call.is_resumable
+                self._is_resumable &= call.deployment_keeps_sessions
             finally:
                 messages.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs say no type
             time.sleep(delay_s)

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from redis.exceptions import RedisError
-
 from arbitrage.core.errors import ArbitrageError
 from arbitrage.core.shown import one_line
 from arbitrage.core.steps import ModelIdentity
@@ -26,7 +24,7 @@ from services.rpc.convert import (
 )
 from services.rpc.feedback_log import read_feedback
 from services.rpc.feedback_stream import read_feedback_stream
-from services.rpc.redis_client import RedisUnusable, opened_client, redacted, server_info
+from services.rpc.redis_client import AWAY, RedisUnusable, opened_client, redacted, server_info
 
 _log = logging.getLogger(__name__)
 _SOURCE = "feedback"
@@ -90,7 +88,7 @@ async def _records_of_redis(url: str) -> Sequence[feedback_pb2.ObservedStep]:
             return [record async for record in read_feedback_stream(client)]
     except RedisUnusable as error:
         raise ServiceFailed(f"--from-feedback {shown}: {error}") from None
-    except (RedisError, OSError, TimeoutError) as error:
+    except AWAY as error:
         raise ServiceFailed(
             f"--from-feedback {shown}: it cannot be read ({str(error) or type(error).__name__}); "
             "start Redis or correct the URL, and run the same command again"

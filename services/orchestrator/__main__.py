@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 
@@ -45,6 +46,9 @@ from services.rpc.feedback_log import FeedbackLog
 from services.rpc.program import Program, main
 from services.rpc.telemetry import PoolMetrics, Telemetry
 from services.rpc.tls import ChannelOpener
+
+# How long a stop waits for answers on their way to Redis.
+_LAST_ANSWERS_S: Final = 1.0
 
 
 @asynccontextmanager
@@ -152,6 +156,9 @@ async def opened_cache(
         shared = RedisStore(link)
         async with in_background(shared.maintain()):
             yield PrefixCache(shared, settings.prefix_cache_ttl_s, metrics)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_ANSWERS_S):
+                    await shared.written()
 
 
 @asynccontextmanager

@@ -81,8 +81,10 @@ class Claim:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A caller that goes away says nothing about the model; an error does.
-        self._flight.has_failed = isinstance(error, Exception)
+        # A caller that goes away, or has no time left, says nothing about the model; an error does.
+        self._flight.has_failed = isinstance(error, Exception) and not isinstance(
+            error, DeadlineExceeded
+        )
         self._land()
         if self._store_key is not None:
             await self._cache.release(self._store_key)

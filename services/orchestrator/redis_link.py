@@ -15,12 +15,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from arbitrage.core.ports import Clock
 from services.orchestrator.telemetry import StoreMetrics
 from services.rpc.program import StartError
 from services.rpc.redis_client import (
+    AWAY,
     Client,
     RedisUnusable,
     opened_client,
@@ -88,7 +89,7 @@ class RedisLink:
             self._metrics.count_failure(operation)
             _log.debug("Redis refuses %s: %s", operation, error)
             raise StoreAway(f"Redis refuses: {error}") from error
-        except (RedisError, OSError, TimeoutError) as error:
+        except AWAY as error:
             self._metrics.count_failure(operation)
             if self._clock() >= self._away_until_s:
                 _log.warning("Redis is away (%s)", _kind(error))
@@ -142,7 +143,7 @@ async def opened_redis(url: str, metrics: StoreMetrics) -> AsyncIterator[RedisLi
 async def _check(client: Client, shown: str) -> None:
     try:
         info = await server_info(client)
-    except (RedisError, OSError, TimeoutError) as error:
+    except AWAY as error:
         _log.warning("%s: Redis is away (%s); starting without it", shown, _kind(error))
         return
     if info is None:

@@ -16,7 +16,7 @@ from services.orchestrator.redis_link import RedisLink, Script, StoreAway
 # How long a claim lives without being renewed: others wait this long for an orchestrator that died.
 _CLAIM_S: Final = 2.0
 
-# Answers on their way to Redis; with more, whoever has one waits.
+# Answers on their way to Redis; more than it can take are not kept.
 _MOST_UNWRITTEN: Final = 256
 
 # Returns the answer; else 1 where the claim is ours now, 0 where it is another's.
@@ -79,8 +79,12 @@ class RedisStore:
         return bool(found)
 
     async def put(self, key: bytes, value: bytes, ttl_s: float) -> None:
-        """Keeps `value` soon, and ends the claim then, unless Redis is away or full."""
-        await self._unwritten.put((key, value, ttl_s))
+        """Keeps `value` soon, and ends the claim then, unless Redis is away, full or slow."""
+        try:
+            self._unwritten.put_nowait((key, value, ttl_s))
+        except asyncio.QueueFull:
+            # The claim runs out by itself.
+            self._claims.discard(key)
 
     async def written(self) -> None:
         """Returns once everything that was put so far has been written, or given up."""
@@ -113,13 +117,15 @@ class RedisStore:
     async def _keep_claims(self) -> None:
         while True:
             await asyncio.sleep(_CLAIM_S / 4)
-            for key in tuple(self._claims):
-                try:
-                    await self._link.run(
-                        "put", _RENEW, (_flight(key),), (self._holder, round(_CLAIM_S * 1000))
-                    )
-                except StoreAway:
-                    break
+            # Together: one after the other, the last of many would come too late.
+            async with asyncio.TaskGroup() as group:
+                for key in self._claims:
+                    group.create_task(self._renew(key))
+
+    async def _renew(self, key: bytes) -> None:
+        arguments = (self._holder, round(_CLAIM_S * 1000))
+        with suppress(StoreAway):
+            await self._link.run("put", _RENEW, (_flight(key),), arguments)
 
 
 # In a cluster both keys of an answer lie in the slot of what stands between the braces.

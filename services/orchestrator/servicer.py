@@ -126,7 +126,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 return
             account.take_up(session)
             spent_s = account.ledger.elapsed_s
-            started_s = arrived_s - spent_s
+            # Where this call followed another, most of what was spent was so since it arrived.
+            started_s = min(arrived_s, time.monotonic() - spent_s)
             budgets = _within_the_call(asked.budgets, call_time_s, spent_s)
             deadline_s = _moment(started_s, budgets)
             is_bound_by_call = budgets != asked.budgets

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final
@@ -51,11 +52,15 @@ if not request then
   redis.call('HSET', KEYS[1], 'request', ARGV[1], 'fence', 0, 'until', 0, 'finished', 0)
 end
 local records = redis.call('XRANGE', KEYS[2], (ARGV[4] + 1) .. '-0', '+')
-local held = redis.call('HMGET', KEYS[1], 'until', 'finished')
+local held = redis.call('HMGET', KEYS[1], 'until', 'finished', 'fence')
+-- A Redis that is full evicts keys one by one: an end without its records is none.
+local ended = held[2] ~= '0' and redis.call('EXISTS', KEYS[2]) == 1
 local fence = 0
-if held[2] == '0' and tonumber(held[1]) <= now then
-  fence = redis.call('HINCRBY', KEYS[1], 'fence', 1)
-  redis.call('HSET', KEYS[1], 'until', now + ARGV[2])
+if not ended and (held[2] ~= '0' or tonumber(held[1]) <= now) then
+  -- Not from 1: to a Redis that lost its memory, a holder from before must not look like this one.
+  fence = math.max(held[3] + 1, now)
+  redis.call('HSET', KEYS[1], 'fence', string.format('%.0f', fence), 'until', now + ARGV[2],
+    'finished', 0)
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
@@ -191,12 +196,15 @@ class Sessions:
         """Renews every lease that is held, until it is cancelled."""
         while True:
             await asyncio.sleep(self.rules.lease_s / 4)
-            for session in tuple(self._held.values()):
-                try:
-                    await session.renew(self.rules.lease_s)
-                except StoreAway:
-                    # The others would hear the same; whoever appends next finds out.
-                    break
+            # Together: one after the other, the last of many would come too late.
+            async with asyncio.TaskGroup() as group:
+                for session in self._held.values():
+                    group.create_task(self._renew(session))
+
+    async def _renew(self, session: Session) -> None:
+        # Where Redis is away, whoever appends next finds out.
+        with suppress(StoreAway):
+            await session.renew(self.rules.lease_s)
 
 
 @dataclass(slots=True)
@@ -243,9 +251,18 @@ class Session:
             SessionStoreAway, DeadlineExceeded
         """
         look_s, has_waited = _FIRST_LOOK_S, False
+        until_s = 0.0
         while True:
             known = len(self.records)
-            fence, found = await self._join(known)
+            try:
+                fence, found = await self._join(known)
+            except SessionStoreAway:
+                # Who has begun to read waits for a Redis that is away, as its writer does.
+                if not has_waited or time.monotonic() > until_s:
+                    raise
+                await asyncio.sleep(_LONGEST_LOOK_S)
+                continue
+            until_s = time.monotonic() + self.sessions.rules.patience_s
             self.records += found
             self._fence = fence
             if fence:

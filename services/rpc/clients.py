@@ -113,17 +113,18 @@ class GrpcGenerator:
             stub = replica.stub(generator_pb2_grpc.GeneratorServiceStub)
             return stub.GenerateStep(message, timeout=timeout_s, metadata=metadata)
 
-        told_count = 0
+        told = ""
         while True:
             async with call.attempt(ask) as attempt:
-                has_result, behind_count = False, told_count
+                has_result, come = False, ""
                 try:
                     while (message := await attempt.read()) is not None:
                         if message.WhichOneof("event") == "text_delta":
-                            text = message.text_delta[behind_count:]
-                            behind_count -= min(behind_count, len(message.text_delta))
-                            if text:
-                                told_count += len(text)
+                            come += message.text_delta
+                            # What was told cannot be taken back. Where another replica writes
+                            # otherwise no more is, and the result says what counts.
+                            if len(come) > len(told) and come.startswith(told):
+                                text, told = come[len(told) :], come
                                 yield text
                         else:
                             has_result = True
@@ -136,7 +137,7 @@ class GrpcGenerator:
                     if has_result:
                         return
                     failure = error
-            may_repeat = not told_count or request.sampling.is_deterministic
+            may_repeat = not told or request.sampling.is_deterministic
             await call.failed(attempt.replica, failure, may_repeat=may_repeat)
 
     async def describe(self) -> ModelIdentity:

@@ -44,6 +44,9 @@ def core_log(on_failed_handshake: Callable[[str], None]) -> Iterator[None]:
     reading, writing = os.pipe()
     os.dup2(writing, _STDERR)
     os.close(writing)
+    # Its reader needs the interpreter's lock, which who writes may hold: rather lose lines than
+    # wait for each other.
+    os.set_blocking(_STDERR, False)
     sys.stderr = open(  # noqa: SIM115 - it lives as long as the process
         real, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
     )

@@ -21,6 +21,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from arbitrage.channels import KEEPALIVE_S, lasting
 from services.rpc.addresses import listed, looked_up
 from services.rpc.background import in_background
 from services.rpc.hedging import AnswerTimes, Budget
@@ -41,7 +42,6 @@ _HEDGES: Final = (0.05, 5.0)
 _FIRST_WAIT_S: Final = 0.05
 _LONGEST_WAIT_S: Final = 2.0
 RESOLVE_INTERVAL_S: Final = 2.0
-_KEEPALIVE_S: Final = 10.0
 
 StubT = TypeVar("StubT")
 # Opens a channel to an address; `name` is who is expected there, for certificates.
@@ -53,7 +53,7 @@ def open_channel(
     name: str = "",
     max_message_mib: int = 16,
     credentials: grpc.ChannelCredentials | None = None,
-    keepalive_s: float = _KEEPALIVE_S,
+    keepalive_s: float = KEEPALIVE_S,
 ) -> grpc.aio.Channel:
     """Returns a channel to a model service. It connects when it is first used.
 
@@ -64,19 +64,9 @@ def open_channel(
     options: list[tuple[str, int | str]] = [
         ("grpc.max_receive_message_length", max_message_mib * _MIB),
         ("grpc.max_send_message_length", max_message_mib * _MIB),
-        # By default gRPC waits up to two minutes before it tries a lost server again.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 500),
-        # Its name misleads: this is the time that one try to connect gets, TLS included.
-        ("grpc.min_reconnect_backoff_ms", 2_000),
-        # A host that vanishes says nothing; without these a call there waits for its own timeout.
-        ("grpc.keepalive_time_ms", round(1e3 * keepalive_s)),
-        ("grpc.keepalive_timeout_ms", round(5e2 * keepalive_s)),
-        # gRPC 1.80 goes by this one, a minute by default, and by the former only in the kernel.
-        ("grpc.http2.ping_timeout_ms", round(5e2 * keepalive_s)),
-        # Also between calls, so that the next one does not find out, and as often as it takes.
+        *lasting(keepalive_s),
+        # Also between calls, so that the next one does not find out.
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
         # Two pools, as of draft and target behind one address, do not share a connection.
         ("grpc.use_local_subchannel_pool", 1),
     ]
@@ -127,11 +117,15 @@ class Replica:
     async def is_serving(self, service: str = "") -> bool:
         """Asks its health service."""
         request = health_pb2.HealthCheckRequest(service=service)
+        # Counted, so that no channel is closed under it: that would cancel whoever asks.
+        self.inflight_count += 1
         try:
             stub = self.stub(health_pb2_grpc.HealthStub)
             answer = await stub.Check(request, timeout=_HEALTH_TIMEOUT_S)
         except grpc.aio.AioRpcError:
             return False
+        finally:
+            self.inflight_count -= 1
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def close(self) -> None:

@@ -142,6 +142,8 @@ class _Run(Generic[SettingsT]):
         try:
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(self._serve(metrics.port))
+                # However it ends: a group says nothing of a task that was cancelled from within.
+                serving.add_done_callback(lambda _: self._stopping.set())
                 await self._stopping.wait()
                 if not self._server.gate.is_open:
                     # Still loading its model or waiting for others: there is nothing to end.

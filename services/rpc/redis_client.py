@@ -20,6 +20,8 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     NoPermissionError,
+    RedisClusterException,
+    RedisError,
     ResponseError,
 )
 
@@ -32,6 +34,8 @@ _KINDS: Final = (
 _CREDENTIALS = re.compile(r"//[^@/]*@")
 
 Client = Redis | RedisCluster
+# What redis-py raises where nobody answers; a cluster's errors are no `RedisError`.
+AWAY: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
 
 
 class RedisUnusable(Exception):
@@ -63,7 +67,7 @@ async def server_info(client: Client) -> Mapping[str, Any] | None:
 
     Raises:
         RedisUnusable: it refuses the user, or is too old.
-        RedisError, OSError, TimeoutError: it is away.
+        AWAY: it is away.
     """
     untyped: Any = client
     try:
