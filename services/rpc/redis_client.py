@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis, RedisCluster, Sentinel
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import Connection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -59,6 +59,8 @@ async def opened_client(url: str, timeout_s: float) -> AsyncIterator[Client]:
             client = _client(url, timeout_s, stack)
         except ValueError as error:
             raise RedisUnusable(str(error)) from None
+        except TypeError as error:
+            raise RedisUnusable(f"a parameter behind the ? is unknown ({error}); drop it") from None
         yield client
 
 
@@ -117,11 +119,18 @@ def _client(url: str, timeout_s: float, stack: AsyncExitStack) -> Client:
     elif kind == "sentinel" and base in {"redis", "rediss"}:
         client = _sentinel_primary(url, base, options, stack)
     elif scheme in {"redis", "rediss", "unix"}:
+        _check_parameters(url, options)
         client = Redis.from_url(url, **options)
     else:
         raise ValueError(f"expected one of {_KINDS}")
     stack.push_async_callback(client.aclose)
     return client
+
+
+def _check_parameters(url: str, options: Mapping[str, Any]) -> None:
+    # Otherwise the first question would find out which parameters there are not.
+    parameters: dict[str, Any] = {**options, **parse_url(url)}
+    parameters.pop("connection_class", Connection)(**parameters)
 
 
 def _sentinel_primary(url: str, base: str, options: dict[str, Any], stack: AsyncExitStack) -> Redis:
@@ -138,6 +147,7 @@ def _sentinel_primary(url: str, base: str, options: dict[str, Any], stack: Async
         raise ValueError("expected the primary's name behind the hosts, as /mymaster")
     # What redis-py makes of a plain URL: user, password, TLS files.
     plain = f"{base}://{credentials}@host/{database or 0}?{split.query}"
+    _check_parameters(plain, options)
     known = {k: v for k, v in parse_url(plain).items() if k not in {"host", "connection_class"}}
     untyped: Any = Sentinel
     sentinel = untyped(sentinels, sentinel_kwargs=options, **options)

@@ -217,6 +217,16 @@ def test_without_sessions_a_call_is_not_made_again_after_its_first_event() -> No
         assert not orchestrator.requests[-1].HasField("request_id")
 
 
+def test_while_the_session_store_is_away_calls_go_on_without_an_id_that_nobody_gave() -> None:
+    away = Refusal(grpc.StatusCode.UNAVAILABLE, "Redis is away", "SESSION_STORE_AWAY")
+    with talking_to((away,), SOLUTION, SOLUTION) as (orchestrator, client):
+        client.solve("p")
+        # It may be back.
+        client.solve("p")
+    asked = [request.HasField("request_id") for request in orchestrator.requests]
+    assert asked == [True, False, True]
+
+
 def test_a_stream_that_breaks_is_resumed_after_the_steps_that_came() -> None:
     first: list[Line] = [*SOLUTION[:3], LOST]
     with talking_to(first, SOLUTION[2:]) as (orchestrator, client):
@@ -245,6 +255,19 @@ def test_text_that_was_streamed_is_not_streamed_again() -> None:
         events = list(client.stream("p", stream_text=True))
     texts = [event.text for event in events if isinstance(event, TokenDelta)]
     assert texts == ["14 ", "+ 8", " = 22."]
+
+
+def test_text_that_comes_otherwise_the_second_time_is_not_put_behind_the_first() -> None:
+    def delta(text: str) -> api.GenerateSolutionResponse:
+        return api.GenerateSolutionResponse(
+            token_delta=api.TokenDelta(source=trajectory_pb2.SOURCE_DRAFT, text=text)
+        )
+
+    first = (delta("14 "), delta("+ 8"), LOST)
+    again = (delta("So, "), delta("8 and 14 make 22."), *SOLUTION)
+    with talking_to(first, again) as (_, client):
+        events = list(client.stream("p", stream_text=True))
+    assert [event.text for event in events if isinstance(event, TokenDelta)] == ["14 ", "+ 8"]
 
 
 def test_a_step_is_asked_for_again_once() -> None:

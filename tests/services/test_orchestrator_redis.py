@@ -111,8 +111,9 @@ async def test_a_full_server_is_not_written_to_and_still_read(tmp_path: Path) ->
             assert registry.get_sample_value("arbitrage_store_up") == 1
 
 
-async def test_a_server_that_is_away_is_no_reason_not_to_start() -> None:
-    async with store_at(f"redis://127.0.0.1:{free_port()}") as (store, _):
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+async def test_a_server_that_is_away_is_no_reason_not_to_start(scheme: str) -> None:
+    async with store_at(f"{scheme}://127.0.0.1:{free_port()}") as (store, _):
         await put(store, b"key", b"value", 60.0)
         assert await store.find(b"key") is None
 
@@ -153,6 +154,10 @@ async def test_a_cluster_keeps_each_key_where_its_slot_is(tmp_path: Path) -> Non
         async with store_at(f"redis+cluster://127.0.0.1:{node.port}") as (store, _):
             await put(store, b"key", b"value", 60.0)
             assert await store.find(b"key") == b"value"
+            # Its errors are no errors of one server, and end nothing either.
+            await asyncio.to_thread(node.kill)
+            await put(store, b"key", b"value", 60.0)
+            assert await store.find(b"key") is None
 
 
 @pytest.mark.parametrize(
@@ -162,6 +167,9 @@ async def test_a_cluster_keeps_each_key_where_its_slot_is(tmp_path: Path) -> Non
         ("redis+sentinel://127.0.0.1/main", "host:port"),
         ("redis+sentinel://127.0.0.1:1", "/mymaster"),
         ("redis://127.0.0.1:many", "ARBITRAGE_STORE_URL"),
+        ("redis://127.0.0.1:1?foo=bar", "foo"),
+        ("redis+cluster://127.0.0.1:1?foo=bar", "foo"),
+        ("redis+sentinel://127.0.0.1:1/main?foo=bar", "foo"),
     ],
 )
 async def test_a_url_that_is_none_is_refused(url: str, said: str) -> None:

@@ -233,6 +233,42 @@ async def test_a_redis_that_forgot_everything_is_told_again(server: RedisServer)
         assert await joined(session_of(sessions, after=2)) == [0, 1]
 
 
+async def test_a_holder_from_before_redis_forgot_everything_is_not_the_next_one(
+    server: RedisServer,
+) -> None:
+    async with sessions_at(server) as slow, sessions_at(server) as other:
+        late = session_of(slow)
+        await joined(late)
+        await late.append(step(0), None)
+        await asyncio.to_thread(_forget, server)
+        heir = session_of(other)
+        assert await joined(heir) == []
+        await heir.append(step(0), None)
+        with pytest.raises(SessionTaken):
+            await late.append(step(1), None)
+
+
+async def test_a_solution_whose_records_were_evicted_is_begun_anew(server: RedisServer) -> None:
+    async with sessions_at(server) as sessions, asyncio.timeout(20):
+        session = session_of(sessions)
+        await joined(session)
+        await session.append(step(0), None)
+        end = session_pb2.SessionRecord()
+        end.finished.SetInParent()
+        await session.append(end, None)
+        await session.release()
+        assert await joined(session_of(sessions)) == [0]
+
+        def evict() -> None:
+            with Redis(port=server.port) as client:
+                client.delete(*client.keys("*:records"))
+
+        await asyncio.to_thread(evict)
+        again = session_of(sessions)
+        assert await joined(again) == []
+        await again.append(step(0), None)
+
+
 async def test_a_step_waits_for_a_redis_that_is_away(server: RedisServer) -> None:
     async with sessions_at(server) as sessions:
         session = session_of(sessions)
