@@ -6,6 +6,7 @@ all of the latest answers to such questions had come.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from typing import Final
 
@@ -39,6 +40,8 @@ class AnswerTimes:
 
     def __init__(self, quantile: float) -> None:
         self._quantile = quantile
+        # Of fewer, not one is later than this share of the others. 1 - 0.9 is less than a tenth.
+        self._fewest = math.ceil(round(1.0 / (1.0 - quantile), 6))
         self._latest: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_KEPT))
 
     def add(self, question: str, seconds: float) -> None:
@@ -58,7 +61,6 @@ class AnswerTimes:
         9.0
         """
         latest = self._latest[question] if self._quantile else ()
-        # Of fewer, none is later than this share of the others.
-        if len(latest) * (1.0 - self._quantile) < 1.0:
+        if len(latest) < self._fewest:
             return None
         return sorted(latest)[int(self._quantile * len(latest))]

@@ -17,6 +17,7 @@ from services.generator.servicer import GeneratorServicer
 from services.prm.servicer import PrmServicer
 from services.rpc.calls import key_of
 from services.rpc.clients import GrpcGenerator, GrpcScorer
+from services.rpc.hedging import AnswerTimes
 from services.rpc.pool import Pool, opened_pool
 from tests.services.fakes_engines import FakeGeneratorEngine, FakePrmEngine, numbered
 from tests.services.running import GENERATOR, PRM, House, serving, solution, until
@@ -141,19 +142,24 @@ async def test_replicas_that_are_all_late_are_asked_little_more(crew: Crew) -> N
         async with asyncio.TaskGroup() as group:
             for number in range(40):
                 group.create_task(step_of(crew.generator, asking(number)))
-            await until(lambda: crew.metric("arbitrage_pool_hedges_total") == 5)
+            await until(lambda: sum(engine.call_count for engine in crew.engines.values()) == 45)
             await asyncio.sleep(3 * LATE_S)
             for engine in crew.engines.values():
                 engine.may_answer.set()
+        assert crew.metric("arbitrage_pool_hedges_total") == 5
         assert sum(engine.call_count for engine in crew.engines.values()) == 45
 
 
-async def test_a_pool_that_knows_too_few_answers_hedges_none(crew: Crew) -> None:
-    async with crew.open(2):
-        await crew.solve(19)
-        assert crew.pool.answer_times.late_s("step") is None
-        await crew.solve(1)
-        assert crew.pool.answer_times.late_s("step") is not None
+@pytest.mark.parametrize(("quantile", "fewest"), [(0.5, 2), (0.9, 10), (0.95, 20), (0.99, 100)])
+def test_nothing_is_late_before_there_are_answers_to_compare_with(
+    quantile: float, fewest: int
+) -> None:
+    times = AnswerTimes(quantile)
+    for _ in range(fewest):
+        assert times.late_s("step") is None
+        times.add("step", 1.0)
+    assert times.late_s("step") == 1.0
+    assert times.late_s("score") is None
 
 
 async def all_of(items: AsyncIterator[str | GeneratedStep]) -> list[str | GeneratedStep]:
@@ -198,10 +204,11 @@ async def test_a_stream_that_has_begun_is_waited_for(crew: Crew) -> None:
         crew.engines[slow].may_answer.clear()
         items = aiter(crew.generator.generate_step(asking(1, stream_text=True)))
         assert [await anext(items), await anext(items)] == ["target", "0"]
+        before = crew.metric("arbitrage_pool_hedges_total")
         async with asyncio.TaskGroup() as group:
             rest = group.create_task(all_of(items))
             await asyncio.sleep(3 * LATE_S)
-            assert other_than(crew, slow).call_count == 0
+            assert crew.metric("arbitrage_pool_hedges_total") == before
             crew.engines[slow].may_answer.set()
         (step,) = rest.result()
         assert isinstance(step, GeneratedStep)
@@ -225,19 +232,35 @@ async def test_a_stuck_judges_score_comes_from_another() -> None:
 
 
 async def test_an_orchestrator_that_is_told_to_hedges_its_models_calls() -> None:
-    stuck = FakeGeneratorEngine(write=numbered("target", 3))
-    house = House(settings={"hedge_quantile": 0.9, "prefix_cache_mib": 0})
+    stuck = FakeGeneratorEngine(write=numbered("target", 1))
+    house = House(
+        target=FakeGeneratorEngine(write=numbered("target", 1)),
+        settings={"hedge_quantile": 0.9, "prefix_cache_mib": 0},
+    )
     async with (
         serving(GENERATOR, GeneratorServicer(house.target, 256)) as one,
         serving(GENERATOR, GeneratorServicer(stuck, 256)) as other,
     ):
         house.settings["target_address"] = f"{one.address},{other.address}"
         async with house.open() as stub:
-            for number in range(4):
-                await solution(stub, asking_solution(problem=f"{number}?", target_only=TARGET_ONLY))
+            requests = [
+                asking_solution(problem=f"{number}?", target_only=TARGET_ONLY)
+                for number in range(40)
+            ]
+            async with asyncio.TaskGroup() as group:
+                # As many as it takes to know what is late, and all of them slow.
+                for engine in (house.target, stuck):
+                    engine.may_answer.clear()
+                for request in requests[:10]:
+                    group.create_task(solution(stub, request))
+                await until(lambda: house.target.call_count + stuck.call_count == 10)
+                await asyncio.sleep(LATE_S)
+                house.target.may_answer.set()
+                stuck.may_answer.set()
+            assert house.metric("arbitrage_pool_hedges_total", role="target") == 0
             stuck.may_answer.clear()
-            number = 4
-            while not house.metric("arbitrage_pool_hedges_won_total", role="target"):
-                await solution(stub, asking_solution(problem=f"{number}?", target_only=TARGET_ONLY))
-                number += 1
-    assert stuck.cancelled_count
+            for request in requests[10:]:
+                await solution(stub, request)
+                if stuck.cancelled_count:
+                    break
+            assert house.metric("arbitrage_pool_hedges_won_total", role="target") == 1
