@@ -47,6 +47,7 @@ from tests.services.scripted_orchestrator import (
     serving,
     target_step,
 )
+from tests.services.wires import Wire
 
 STOPPING = Refusal(grpc.StatusCode.UNAVAILABLE, "the server is stopping", "NOT_SERVING")
 
@@ -277,6 +278,23 @@ def test_a_step_is_asked_for_again_once() -> None:
         with pytest.raises(TargetUnavailable):
             list(stream)
     assert len(orchestrator.requests) == 2
+
+
+@pytest.mark.slow
+async def test_an_orchestrator_whose_host_vanishes_is_missed_long_before_the_call_is_over() -> None:
+    with serving(ScriptedOrchestrator((*SOLUTION[:2], Silence()))) as silent:
+        port = int(silent.address.rpartition(":")[2])
+        async with (
+            Wire(port).laid() as wire,
+            AsyncArbitrageClient(wire.address, retries=0) as client,
+            asyncio.timeout(60),
+        ):
+            stream = client.stream("p", timeout_s=600.0)
+            await anext(stream)
+            await anext(stream)
+            wire.cut()
+            with pytest.raises(NotServing):
+                await anext(stream)
 
 
 def test_a_stream_is_resumed_at_the_next_address() -> None:

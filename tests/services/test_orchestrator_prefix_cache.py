@@ -235,6 +235,30 @@ async def test_who_waits_does_so_within_its_own_time(world: World) -> None:
     assert len(leader.result()) == 1
 
 
+async def test_of_those_who_wait_for_a_call_whose_time_is_over_one_goes_on(world: World) -> None:
+    world.engine.may_answer.clear()
+    world.engine.error = DeadlineExceeded("its own time")
+    async with asyncio.TaskGroup() as group:
+        hasty = group.create_task(raised_by(world))
+        await asyncio.sleep(0)
+        patient = [group.create_task(world.items()) for _ in range(3)]
+        await asyncio.sleep(0)
+        # The first call is let go; those after it are held.
+        world.engine.may_answer.set()
+        world.engine.may_answer.clear()
+        await hasty
+        world.engine.error = None
+        await until(lambda: world.engine.call_count > 1)
+        world.engine.may_answer.set()
+    assert world.engine.call_count == 2
+    assert [len(task.result()) for task in patient] == [1, 1, 1]
+
+
+async def raised_by(world: World) -> None:
+    with pytest.raises(DeadlineExceeded):
+        await world.items()
+
+
 async def test_the_wait_for_anothers_call_uses_up_the_requests_time(world: World) -> None:
     world.engine.may_answer.clear()
     async with asyncio.TaskGroup() as group:

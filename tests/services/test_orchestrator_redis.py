@@ -247,6 +247,14 @@ async def test_a_claim_that_is_renewed_lasts_and_one_that_is_given_up_is_free(
         assert await other.claim(b"key") is True
 
 
+async def test_more_answers_than_redis_can_take_hold_up_no_step(server: RedisServer) -> None:
+    async with opened_redis(server.url, StoreMetrics(CollectorRegistry())) as link:
+        unwritten = RedisStore(link)
+        async with asyncio.timeout(10):
+            for number in range(1_000):
+                await unwritten.put(b"%d" % number, b"value", 60.0)
+
+
 async def test_no_step_waits_until_its_answer_is_written(server: RedisServer) -> None:
     async with store_at(server.url) as (store, _):
         assert await store.claim(b"key") is True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -76,6 +78,12 @@ def session_of(sessions: Sessions, after: int = 0) -> Session:
 
 def step(index: int) -> session_pb2.SessionRecord:
     return session_pb2.SessionRecord(step_committed=pb.StepCommitted(step_index=index))
+
+
+def ended() -> session_pb2.SessionRecord:
+    record = session_pb2.SessionRecord()
+    record.finished.SetInParent()
+    return record
 
 
 async def joined(session: Session) -> list[int]:
@@ -253,9 +261,7 @@ async def test_a_solution_whose_records_were_evicted_is_begun_anew(server: Redis
         session = session_of(sessions)
         await joined(session)
         await session.append(step(0), None)
-        end = session_pb2.SessionRecord()
-        end.finished.SetInParent()
-        await session.append(end, None)
+        await session.append(ended(), None)
         await session.release()
         assert await joined(session_of(sessions)) == [0]
 
@@ -267,6 +273,24 @@ async def test_a_solution_whose_records_were_evicted_is_begun_anew(server: Redis
         again = session_of(sessions)
         assert await joined(again) == []
         await again.append(step(0), None)
+
+
+async def test_who_follows_waits_for_a_redis_that_hangs(server: RedisServer) -> None:
+    rules = SessionRules(lease_s=600.0, patience_s=10.0)
+    async with sessions_at(server, rules) as sessions, sessions_at(server, rules) as others:
+        session = session_of(sessions)
+        await joined(session)
+        await session.append(step(0), None)
+        following = asyncio.create_task(joined(session_of(others)))
+        await asyncio.sleep(0.2)
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(1.0)
+        server.process.send_signal(signal.SIGCONT)
+        assert not following.done()
+        await session.append(ended(), None)
+        async with asyncio.timeout(20):
+            assert await following == [0]
 
 
 async def test_a_step_waits_for_a_redis_that_is_away(server: RedisServer) -> None:
@@ -323,6 +347,25 @@ async def test_time_that_was_spent_before_is_spent(server: RedisServer) -> None:
         events = await solution(stub, limited)
     assert events[-1].finished.stop_reason == STOP_REASON_DEADLINE
     assert house.draft.call_count == 0
+
+
+async def test_time_spent_while_a_call_followed_another_counts_once(server: RedisServer) -> None:
+    house, began_s = house_at(server), time.monotonic()
+    async with sessions_at(server) as dying:
+        session = dying.session(SessionName.of(resuming(), ANONYMOUS.tenant), 0)
+        await joined(session)
+        async with house.open() as stub, asyncio.TaskGroup() as group:
+            following = group.create_task(solution(stub, resuming()))
+            for _ in range(10):
+                await asyncio.sleep(0.1)
+                await session.renew(0.5)
+            record = session_pb2.SessionRecord()
+            record.CopyFrom(_known_step())
+            record.ledger.elapsed.FromMilliseconds(1_000)
+            # The last that is heard of it.
+            await session.append(record, None)
+        passed_s = time.monotonic() - began_s
+    assert following.result()[-1].finished.ledger.elapsed.ToTimedelta().total_seconds() < passed_s
 
 
 async def test_two_tenants_may_use_one_id() -> None:

@@ -222,6 +222,33 @@ async def test_a_certificate_that_cannot_be_used_stops_the_program_with_one_line
     assert written.count("\n") == 1
 
 
+# Native code may write while it holds the interpreter's lock, which the reader of its lines needs.
+FLOOD = """
+import ctypes
+from services.rpc.core_log import core_log
+native = ctypes.PyDLL(None)
+with core_log(lambda cause: None):
+    for _ in range(2_000):
+        native.write(2, b"x" * 200 + b"\\n", 201)
+print("went on")
+"""
+
+
+@pytest.mark.slow
+async def test_native_code_that_writes_much_at_once_does_not_lock_the_program_up() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", FLOOD), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(30):
+            written, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert written == b"went on\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["ARBITRAGE_API_KEYS_FILE", "ARBITRAGE_MODELS_TLS_CA"])
 async def test_a_file_that_is_not_there_stops_the_program_with_one_line(

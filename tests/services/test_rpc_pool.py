@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
@@ -197,19 +198,22 @@ async def test_a_step_whose_replica_dies_comes_from_another(crew: Crew) -> None:
 class Breaking:
     """Writes the beginning of a step and is gone."""
 
+    def __init__(self, *texts: str) -> None:
+        self._texts = texts
+
     async def GenerateStep(  # noqa: N802 - the proto's name
         self, request: generator_pb2.GenerateStepRequest, context: Context
     ) -> AsyncGenerator[generator_pb2.GenerateStepResponse, None]:
-        for text in ("tar", "ge"):
+        for text in self._texts:
             yield generator_pb2.GenerateStepResponse(text_delta=text)
         raise NotServing("gone")
 
 
 @asynccontextmanager
-async def broken_and_whole() -> AsyncIterator[tuple[GrpcGenerator, int]]:
+async def broken_and_whole(*texts: str) -> AsyncIterator[tuple[GrpcGenerator, int]]:
     """Serves a replica that breaks and one that does not, and finds who asks the former first."""
     async with (
-        serving(GENERATOR, Breaking()) as broken,
+        serving(GENERATOR, Breaking(*texts)) as broken,
         serving(
             GENERATOR, GeneratorServicer(FakeGeneratorEngine(write=numbered("target", 1)), 8)
         ) as whole,
@@ -223,15 +227,23 @@ async def broken_and_whole() -> AsyncIterator[tuple[GrpcGenerator, int]]:
 
 
 async def test_text_that_was_streamed_is_not_streamed_again_by_another_replica() -> None:
-    async with broken_and_whole() as (generator, number):
+    async with broken_and_whole("tar", "ge") as (generator, number):
         items = [item async for item in generator.generate_step(asking(number, stream_text=True))]
     # The second replica's deltas are "target" and "0", cut at other places than the first's.
     assert items[:-1] == ["tar", "ge", "t", "0"]
     assert isinstance(items[-1], GeneratedStep)
 
 
+async def test_text_of_a_replica_that_writes_otherwise_is_not_put_behind_the_first_ones() -> None:
+    async with broken_and_whole("M", "y") as (generator, number):
+        items = [item async for item in generator.generate_step(asking(number, stream_text=True))]
+    assert items[:-1] == ["M", "y"]
+    assert isinstance(items[-1], GeneratedStep)
+    assert items[-1].text == "target 0"
+
+
 async def test_streamed_text_that_could_differ_is_not_begun_anew() -> None:
-    async with broken_and_whole() as (generator, number):
+    async with broken_and_whole("tar", "ge") as (generator, number):
         request = asking(number, stream_text=True, sampling=Sampling(temperature=1.0))
         with pytest.raises(TargetUnavailable):
             async for _ in generator.generate_step(request):
@@ -311,6 +323,26 @@ async def test_a_call_that_is_given_up_is_in_flight_no_more(crew: Crew) -> None:
         running.cancel()
         await asyncio.wait([running])
         assert [replica.inflight_count for replica in crew.pool.replicas] == [0, 0]
+
+
+async def test_a_replica_that_moves_while_it_is_waited_for_is_found_where_it_is(
+    tmp_path: Path,
+) -> None:
+    addresses = tmp_path / "replicas"
+    with socket.socket() as frozen:
+        # It takes connections and says nothing.
+        frozen.bind(("127.0.0.1", 0))
+        frozen.listen()
+        addresses.write_text(f"127.0.0.1:{frozen.getsockname()[1]}")
+        async with (
+            serving(GENERATOR, GeneratorServicer(FakeGeneratorEngine(), 8)) as server,
+            opened_pool("target", f"file://{addresses}", interval_s=0.05) as pool,
+            asyncio.timeout(30),
+        ):
+            waiting = asyncio.create_task(pool.wait_until_serving(""))
+            await asyncio.sleep(0.2)
+            addresses.write_text(server.address)
+            await waiting
 
 
 async def test_a_list_that_is_gone_or_empty_changes_nothing(crew: Crew) -> None:
