@@ -78,6 +78,10 @@ class Quotas:
         self._buckets = buckets
         self._metrics = metrics
 
+    def apply_to(self, caller: Caller) -> bool:
+        """Whether the caller has any limit."""
+        return self._defaults.of(caller) != _NO_LIMITS
+
     async def admit(self, caller: Caller) -> None:
         """Counts a request.
 

@@ -97,7 +97,8 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         # The caller's time runs from the call's arrival, the queue included.
         deadline_s = _moment(arrived_s, budgets)
         account = Account()
-        if session is None or not await session.is_known():
+        # The store is asked only where the answer counts.
+        if desk.quotas.apply_to(caller) and (session is None or not await session.is_known()):
             await desk.quotas.admit(caller)
             account.awaits_place = True
         async with AsyncExitStack() as stack:

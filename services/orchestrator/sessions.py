@@ -316,6 +316,10 @@ class Session:
                     "request_id: another call goes on with this session; send the same call again "
                     "to follow it"
                 )
+            if self.is_finished:
+                # Nobody wants the lease of a solution that has ended.
+                self.sessions.let_go(self)
+                self._fence = 0
             return
 
     async def renew(self, lease_s: float) -> None:

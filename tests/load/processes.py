@@ -132,11 +132,12 @@ async def deployed(
     targets: int = 3,
     orchestrators: int = 2,
     settings: Mapping[str, str] | None = None,
+    target_settings: Mapping[str, str] | None = None,
     alone: Mapping[str, Mapping[str, str]] | None = None,
 ) -> AsyncIterator[Deployment]:
     """Runs the tiny pack with as many targets and orchestrators, and ends every process.
 
-    `alone` are further orchestrators by name, each with settings of its own and no Redis.
+    `settings` are those of the orchestrators. `alone` are further orchestrators by name, each with settings of its own and no Redis.
     """
     # What Redis was told is on the disk before it says so to anybody but the kernel.
     redis = RedisServer(folder, ("--appendonly", "yes", "--appendfsync", "everysec"))
@@ -151,7 +152,8 @@ async def deployed(
     router = add("router", "services.router", model="tiny")
     named = {"draft_address": draft.address, "router_address": router.address}
     for number in range(targets):
-        add(f"target-{number}", "services.generator", model="tiny", role="target")
+        own = {"model": "tiny", "role": "target", **(target_settings or {})}
+        add(f"target-{number}", "services.generator", **own)
     for number in range(orchestrators):
         add(
             f"orchestrator-{number}",
@@ -163,9 +165,9 @@ async def deployed(
             resolve_interval_s="1",
             **(settings or {}),
         )
-    for name, own in (alone or {}).items():
+    for name, apart in (alone or {}).items():
         address = f"file://{folder}/targets"
-        add(name, "services.orchestrator", **named, target_address=address, **own)
+        add(name, "services.orchestrator", **named, target_address=address, **apart)
     deployment = Deployment(redis, services)
     deployment.write_targets(*(name for name in services if name.startswith("target")))
     try:
