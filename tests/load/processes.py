@@ -137,7 +137,8 @@ async def deployed(
 ) -> AsyncIterator[Deployment]:
     """Runs the tiny pack with as many targets and orchestrators, and ends every process.
 
-    `settings` are those of the orchestrators. `alone` are further orchestrators by name, each with settings of its own and no Redis.
+    `settings` are those of the orchestrators. `alone` are further orchestrators by name, each with
+    settings of its own and no Redis.
     """
     # What Redis was told is on the disk before it says so to anybody but the kernel.
     redis = RedisServer(folder, ("--appendonly", "yes", "--appendfsync", "everysec"))
