@@ -137,7 +137,8 @@ async def opened_link(
     if settings.store_url is None:
         yield None
         return
-    async with opened_redis(settings.store_url.get_secret_value(), metrics) as link:
+    url = settings.store_url.get_secret_value()
+    async with opened_redis(url, metrics, settings.store_timeout_s) as link:
         yield link
 
 

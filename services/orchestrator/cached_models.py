@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from arbitrage.core.errors import DeadlineExceeded
 from arbitrage.core.ports import Generator, StepRequest
-from arbitrage.core.steps import GeneratedStep, Score, StopReason, Trajectory
+from arbitrage.core.steps import GeneratedStep, Score, Source, StopReason, Trajectory
 from arbitrage.v1 import generator_pb2, router_pb2
 from services.orchestrator.digests import score_question, step_question
 from services.orchestrator.prefix_cache import PrefixCache
@@ -33,6 +33,32 @@ _NORMAL_ENDS = frozenset({StopReason.SEPARATOR, StopReason.END_OF_SEQUENCE, Stop
 ScoreCall = Callable[[Trajectory, str, float | None], Awaitable[Score]]
 
 
+class OwnSteps:
+    """The steps that a request had its models write, because nobody had them.
+
+    What comes after such a step is new ground: nobody can have asked for it before, so the request
+    goes to the model without a look into the store.
+    """
+
+    def __init__(self) -> None:
+        self._written: set[tuple[int, Source, str]] = set()
+
+    def add(self, prefix: Trajectory, source: Source, text: str) -> None:
+        """Notes a step that was written after `prefix`."""
+        self._written.add((len(prefix.steps), source, text))
+
+    def end(self, trajectory: Trajectory) -> bool:
+        """Whether a trajectory ends with one of them."""
+        if not trajectory.steps:
+            return False
+        last = trajectory.steps[-1]
+        return (len(trajectory.steps) - 1, last.source, last.text) in self._written
+
+    def has(self, prefix: Trajectory, text: str) -> bool:
+        """Whether a step after `prefix` is one of them, whoever wrote it."""
+        return any((len(prefix.steps), source, text) in self._written for source in Source)
+
+
 @dataclass(frozen=True, slots=True)
 class CachedGenerator:
     """Writes a step once for every prefix, where `is_cacheable`.
@@ -43,7 +69,8 @@ class CachedGenerator:
 
     inner: Generator
     cache: PrefixCache
-    role: str
+    source: Source
+    own: OwnSteps
     is_cacheable: bool = True
 
     async def generate_step(
@@ -51,7 +78,7 @@ class CachedGenerator:
     ) -> AsyncGenerator[str | GeneratedStep, None]:
         """Yields what the model would, from the cache where it is there."""
         if not (self.is_cacheable and request.sampling.is_deterministic):
-            self.cache.bypass(self.role)
+            self.cache.bypass(self.source.value)
             async with aclosing(self.inner.generate_step(request)) as items:
                 async for item in items:
                     yield item
@@ -59,11 +86,12 @@ class CachedGenerator:
         limit_s = request.time_limit_s
         deadline_s = None if limit_s is None else time.monotonic() + limit_s
         found = await self.cache.find(
-            self.role,
+            self.source.value,
             step_question(request),
             deadline_s,
             # A step that is streamed goes as slowly as its reader; nobody else shall wait for that.
             may_be_shared=not request.stream_text,
+            is_new=self.own.end(request.trajectory),
         )
         if isinstance(found, bytes):
             step = generated_step_from_proto(generator_pb2.GeneratedStep.FromString(found))
@@ -79,7 +107,8 @@ class CachedGenerator:
                 async for item in items:
                     if isinstance(item, GeneratedStep) and item.stop_reason in _NORMAL_ENDS:
                         answer = generated_step_to_proto(item).SerializeToString()
-                        await found.keep(item.model.revision, answer)
+                        found.keep(item.model.revision, answer)
+                        self.own.add(request.trajectory, self.source, item.text)
                     yield item
 
 
@@ -93,6 +122,7 @@ class CachedScorer:
     ask: ScoreCall
     cache: PrefixCache | None
     role: str
+    own: OwnSteps
     deadline_s: float | None
 
     async def score_step(self, trajectory: Trajectory, step_text: str) -> Score:
@@ -100,7 +130,8 @@ class CachedScorer:
         if self.cache is None:
             return await self.ask(trajectory, step_text, self.deadline_s)
         question = score_question(trajectory, step_text)
-        found = await self.cache.find(self.role, question, self.deadline_s)
+        is_new = self.own.has(trajectory, step_text)
+        found = await self.cache.find(self.role, question, self.deadline_s, is_new=is_new)
         if isinstance(found, bytes):
             message = router_pb2.EstimateAdvantageResponse.FromString(found)
             score = advantage_from_proto(message)
@@ -113,7 +144,7 @@ class CachedScorer:
                 cached_token_count=score.cached_token_count,
                 model=identity_to_proto(score.model),
             )
-            await found.keep(score.model.revision, message.SerializeToString())
+            found.keep(score.model.revision, message.SerializeToString())
         return score
 
     async def estimate_advantage(self, trajectory: Trajectory, draft_text: str) -> Score:

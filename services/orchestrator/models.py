@@ -18,9 +18,9 @@ from arbitrage.core.errors import (
 )
 from arbitrage.core.policies import POLICIES
 from arbitrage.core.ports import Generator, Models, Router, Scorer
-from arbitrage.core.steps import ModelIdentity, Score, Trajectory
+from arbitrage.core.steps import ModelIdentity, Score, Source, Trajectory
 from arbitrage.v1 import generator_pb2
-from services.orchestrator.cached_models import CachedGenerator, CachedScorer
+from services.orchestrator.cached_models import CachedGenerator, CachedScorer, OwnSteps
 from services.orchestrator.prefix_cache import PrefixCache
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.telemetry import CountedTarget, RouterMetrics, TargetDemand
@@ -94,15 +94,17 @@ class RemoteModels:
         """
         target: Generator = CountedTarget(self.target, self.demand, time.monotonic)
         draft: Generator = self.draft
+        own = OwnSteps()
         if self.cache is not None:
-            draft = CachedGenerator(draft, self.cache, "draft", is_cacheable)
-            target = CachedGenerator(target, self.cache, "target", is_cacheable)
+            draft = CachedGenerator(draft, self.cache, Source.DRAFT, own, is_cacheable)
+            target = CachedGenerator(target, self.cache, Source.TARGET, own, is_cacheable)
         prm: Scorer = NoScorer()
         if self.prm is not None:
-            prm = CachedScorer(self.prm.score_step, self.cache, "prm", deadline_s)
+            prm = CachedScorer(self.prm.score_step, self.cache, "prm", own, deadline_s)
         router: Router = NoScorer()
         if self.router is not None:
-            router = CachedScorer(self.router.estimate_advantage, self.cache, "router", deadline_s)
+            ask = self.router.estimate_advantage
+            router = CachedScorer(ask, self.cache, "router", own, deadline_s)
         return Models(draft, target, prm, router)
 
 

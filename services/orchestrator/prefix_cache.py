@@ -59,10 +59,10 @@ class Claim:
         self._flight = flight
         self._store_key = store_key
 
-    async def keep(self, revision: str, answer: bytes) -> None:
+    def keep(self, revision: str, answer: bytes) -> None:
         """Keeps the model's answer and hands it to those who wait for it."""
         self.answered(answer)
-        kept_as = await self._cache.put(self._role, revision, self._question, answer)
+        kept_as = self._cache.put(self._role, revision, self._question, answer)
         if kept_as == self._store_key:
             # Keeping it has ended the claim in the store.
             self._store_key = None
@@ -87,7 +87,7 @@ class Claim:
         )
         self._land()
         if self._store_key is not None:
-            await self._cache.release(self._store_key)
+            self._cache.release(self._store_key)
 
     def _land(self) -> None:
         self._cache.land(self._role, self._question, self._flight)
@@ -108,11 +108,18 @@ class PrefixCache:
         self._flights: dict[tuple[str, bytes], Flight] = {}
 
     async def find(
-        self, role: str, question: bytes, deadline_s: float | None, *, may_be_shared: bool = True
+        self,
+        role: str,
+        question: bytes,
+        deadline_s: float | None,
+        *,
+        may_be_shared: bool = True,
+        is_new: bool = False,
     ) -> bytes | Claim:
         """Returns a known answer, or the claim to go and ask; waits for a call under way.
 
-        With `may_be_shared`, others wait for the call that the claim is for.
+        With `may_be_shared`, others wait for the call that the claim is for. Where the question
+        `is_new`, so that nobody can have an answer, the store is not waited for.
 
         Raises:
             DeadlineExceeded: the calls under way did not end by `deadline_s`, a moment of the
@@ -132,6 +139,11 @@ class PrefixCache:
         claim = Claim(self, role, question, flight, key if may_be_shared else None)
         if may_be_shared:
             self._flights[role, question] = flight
+        if is_new:
+            if may_be_shared and key is not None:
+                self._store.claim_unseen(key)
+            self._metrics.count(role, "miss")
+            return claim
         try:
             answer, result = await self._look_up(key, deadline_s, may_be_shared=may_be_shared)
         except BaseException as error:
@@ -168,11 +180,11 @@ class PrefixCache:
         revision, said_s = self._revisions.get(role, ("", -_REVISION_TRUST_S))
         return revision if self._clock() - said_s < _REVISION_TRUST_S else None
 
-    async def put(self, role: str, revision: str, question: bytes, answer: bytes) -> bytes:
+    def put(self, role: str, revision: str, question: bytes, answer: bytes) -> bytes:
         """Keeps an answer under the revision that gave it, and returns its key."""
         self.serves(role, revision)
         key = answer_key(role, revision, question)
-        await self._store.put(key, answer, self._ttl_s)
+        self._store.put(key, answer, self._ttl_s)
         return key
 
     def serves(self, role: str, revision: str | None) -> None:
@@ -198,9 +210,9 @@ class PrefixCache:
                     group.create_task(ask(role, describe))
             await asyncio.sleep(_REVISION_INTERVAL_S)
 
-    async def release(self, key: bytes) -> None:
+    def release(self, key: bytes) -> None:
         """Ends a claim in the store that has come to nothing."""
-        await self._store.release(key)
+        self._store.release(key)
 
     def bypass(self, role: str) -> None:
         """Counts a call that is not for the cache."""

@@ -31,8 +31,6 @@ from services.rpc.redis_client import (
 
 _log = logging.getLogger(__name__)
 
-# A step takes tens of milliseconds at least; a store that takes longer than this is of no use.
-_TIMEOUT_S: Final = 0.25
 # How long nobody asks after a failure.
 _AWAY_S: Final = 1.0
 # Redis makes room among what has a time to live, nearest to its end first: answers before sessions.
@@ -59,13 +57,18 @@ class Script:
 
 
 class RedisLink:
-    """Asks one Redis, whichever way it is deployed."""
+    """Asks one Redis, whichever way it is deployed; `timeout_s` is the longest an answer takes."""
 
     def __init__(
-        self, client: Client, metrics: StoreMetrics, clock: Clock = time.monotonic
+        self,
+        client: Client,
+        metrics: StoreMetrics,
+        timeout_s: float,
+        clock: Clock = time.monotonic,
     ) -> None:
         self.client: Any = client
         self._metrics = metrics
+        self._timeout_s = timeout_s
         self._clock = clock
         self._away_until_s = -_AWAY_S
 
@@ -82,7 +85,7 @@ class RedisLink:
         if started_s < self._away_until_s and not even_if_away:
             raise StoreAway("Redis did not answer a moment ago")
         try:
-            async with asyncio.timeout(_TIMEOUT_S):
+            async with asyncio.timeout(self._timeout_s):
                 answer = await ask()
         except ResponseError as error:
             # It answers, but not this: it is full, or its user may not. Others may fare better.
@@ -123,7 +126,9 @@ class RedisLink:
 
 
 @asynccontextmanager
-async def opened_redis(url: str, metrics: StoreMetrics) -> AsyncIterator[RedisLink]:
+async def opened_redis(
+    url: str, metrics: StoreMetrics, timeout_s: float
+) -> AsyncIterator[RedisLink]:
     """Connects to the Redis that `url` names, and closes the connections on the way out.
 
     One that is away is no reason not to start. One that can never serve is.
@@ -133,9 +138,9 @@ async def opened_redis(url: str, metrics: StoreMetrics) -> AsyncIterator[RedisLi
     """
     shown = redacted(url)
     try:
-        async with opened_client(url, _TIMEOUT_S) as client:
+        async with opened_client(url, timeout_s) as client:
             await _check(client, shown)
-            yield RedisLink(client, metrics)
+            yield RedisLink(client, metrics, timeout_s)
     except RedisUnusable as error:
         raise StartError(f"ARBITRAGE_STORE_URL: {shown}: {error}") from None
 

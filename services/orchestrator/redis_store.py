@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from services.orchestrator.redis_link import RedisLink, Script, StoreAway
@@ -16,7 +17,7 @@ from services.orchestrator.redis_link import RedisLink, Script, StoreAway
 # How long a claim lives without being renewed: others wait this long for an orchestrator that died.
 _CLAIM_S: Final = 2.0
 
-# Answers on their way to Redis; more than it can take are not kept.
+# What is on its way to Redis; more than it can take is not kept.
 _MOST_UNWRITTEN: Final = 256
 
 # Returns the answer; else 1 where the claim is ours now, 0 where it is another's.
@@ -30,6 +31,11 @@ _PUT = Script("""
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 if redis.call('GET', KEYS[2]) == ARGV[3] then redis.call('DEL', KEYS[2]) end
 """)
+_CLAIM = Script("""
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
+end
+""")
 _RENEW = Script("""
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 """)
@@ -38,11 +44,23 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """)
 
 
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """Something to be said to Redis about the answer to one question."""
+
+    key: bytes
+    script: Script
+    keys: tuple[bytes, ...]
+    arguments: tuple[bytes | int, ...]
+    ends_claim: bool = True
+
+
 class RedisStore:
     """Keeps answers by key in Redis, each with its time to live.
 
     The memory bound is the server's: `maxmemory` with the policy `volatile-ttl`. `maintain` has to
-    run for as long as the store is used: no step waits until its answer is written.
+    run for as long as the store is used: no step waits until something is written, and what is
+    written arrives in the order in which it was said.
     """
 
     def __init__(self, link: RedisLink) -> None:
@@ -50,7 +68,7 @@ class RedisStore:
         # Tells this process's claims from those of others.
         self._holder = secrets.token_bytes(12)
         self._claims: set[bytes] = set()
-        self._unwritten: asyncio.Queue[tuple[bytes, bytes, float]] = asyncio.Queue(_MOST_UNWRITTEN)
+        self._unwritten: asyncio.Queue[_Write] = asyncio.Queue(_MOST_UNWRITTEN)
 
     async def find(self, key: bytes) -> bytes | None:
         """Returns what was put under `key`; None also while Redis is away."""
@@ -78,40 +96,45 @@ class RedisStore:
             self._claims.add(key)
         return bool(found)
 
-    async def put(self, key: bytes, value: bytes, ttl_s: float) -> None:
+    def claim_unseen(self, key: bytes) -> None:
+        """Claims `key` soon, unless there is an answer or another's claim by then."""
+        arguments = (self._holder, round(_CLAIM_S * 1000))
+        self._claims.add(key)
+        self._say(_Write(key, _CLAIM, (_answer(key), _flight(key)), arguments, ends_claim=False))
+
+    def put(self, key: bytes, value: bytes, ttl_s: float) -> None:
         """Keeps `value` soon, and ends the claim then, unless Redis is away, full or slow."""
-        try:
-            self._unwritten.put_nowait((key, value, ttl_s))
-        except asyncio.QueueFull:
-            # The claim runs out by itself.
-            self._claims.discard(key)
+        arguments = (value, max(1, round(ttl_s * 1000)), self._holder)
+        self._say(_Write(key, _PUT, (_answer(key), _flight(key)), arguments))
+
+    def release(self, key: bytes) -> None:
+        """Ends a claim without an answer, soon."""
+        self._say(_Write(key, _RELEASE, (_flight(key),), (self._holder,)))
 
     async def written(self) -> None:
-        """Returns once everything that was put so far has been written, or given up."""
+        """Returns once everything that was said so far has been written, or given up."""
         await self._unwritten.join()
 
-    async def release(self, key: bytes) -> None:
-        """Ends a claim without an answer."""
-        self._claims.discard(key)
+    def _say(self, write: _Write) -> None:
         try:
-            await self._link.run("put", _RELEASE, (_flight(key),), (self._holder,))
-        except StoreAway:
-            return
+            self._unwritten.put_nowait(write)
+        except asyncio.QueueFull:
+            # The claim runs out by itself.
+            self._claims.discard(write.key)
 
     async def maintain(self) -> None:
-        """Writes what is put and renews what is claimed, until it is cancelled."""
+        """Writes what was said and renews what is claimed, until it is cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._write())
             group.create_task(self._keep_claims())
 
     async def _write(self) -> None:
         while True:
-            key, value, ttl_s = await self._unwritten.get()
-            ttl_ms = max(1, round(ttl_s * 1000))
-            keys = (_answer(key), _flight(key))
+            write = await self._unwritten.get()
             with suppress(StoreAway):
-                await self._link.run("put", _PUT, keys, (value, ttl_ms, self._holder))
-            self._claims.discard(key)
+                await self._link.run("put", write.script, write.keys, write.arguments)
+            if write.ends_claim:
+                self._claims.discard(write.key)
             self._unwritten.task_done()
 
     async def _keep_claims(self) -> None:

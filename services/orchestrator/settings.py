@@ -119,6 +119,10 @@ class OrchestratorSettings(ServerSettings):
         description="Redis that orchestrators share, as redis://, rediss://, unix://, "
         "redis+sentinel:// or redis+cluster://; by default each has its own memory.",
     )
+    # A step takes tens of milliseconds at least: a store much slower than that is of no use.
+    store_timeout_s: Seconds = Field(
+        0.25, description="Longest time an answer of that Redis is waited for, in seconds."
+    )
     prefix_cache_mib: int = Field(
         64,
         ge=0,

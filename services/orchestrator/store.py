@@ -27,11 +27,15 @@ class Store(Protocol):
         """
         ...
 
-    async def put(self, key: bytes, value: bytes, ttl_s: float) -> None:
+    def claim_unseen(self, key: bytes) -> None:
+        """Claims `key` soon, without a look at whether anybody has it: nobody is thought to."""
+        ...
+
+    def put(self, key: bytes, value: bytes, ttl_s: float) -> None:
         """Keeps `value` for at most `ttl_s` seconds."""
         ...
 
-    async def release(self, key: bytes) -> None:
+    def release(self, key: bytes) -> None:
         """Ends a claim that has come to nothing."""
         ...
 
@@ -71,10 +75,13 @@ class MemoryStore:
         answer = await self.find(key)
         return True if answer is None else answer
 
-    async def release(self, key: bytes) -> None:
+    def claim_unseen(self, key: bytes) -> None:
         """Does nothing: there is nobody to tell."""
 
-    async def put(self, key: bytes, value: bytes, ttl_s: float) -> None:
+    def release(self, key: bytes) -> None:
+        """Does nothing: there is nobody to tell."""
+
+    def put(self, key: bytes, value: bytes, ttl_s: float) -> None:
         """Keeps `value`, pushing out others; one that is larger than the bound is not kept."""
         size_bytes = len(key) + len(value) + _ENTRY_BYTES
         if key in self._entries:

@@ -23,7 +23,7 @@ from arbitrage.core.steps import (
     StopReason,
     Trajectory,
 )
-from services.orchestrator.cached_models import CachedGenerator, CachedScorer
+from services.orchestrator.cached_models import CachedGenerator, CachedScorer, OwnSteps
 from services.orchestrator.digests import prefix_digest, score_question, step_question
 from services.orchestrator.prefix_cache import PrefixCache
 from services.orchestrator.store import MemoryStore
@@ -40,19 +40,38 @@ steps = st.builds(Step, texts, st.sampled_from(Source), st.sampled_from(StopReas
 trajectories = st.builds(Trajectory, texts, st.lists(steps, max_size=3).map(tuple))
 
 
+class WatchedStore(MemoryStore):
+    """Tells which keys were looked for, and which were claimed without a look."""
+
+    def __init__(self, max_bytes: int, clock: FakeClock) -> None:
+        super().__init__(max_bytes, clock)
+        self.looks: list[bytes] = []
+        self.unseen: list[bytes] = []
+
+    async def claim(self, key: bytes) -> bytes | bool:
+        """Notes the look."""
+        self.looks.append(key)
+        return await super().claim(key)
+
+    def claim_unseen(self, key: bytes) -> None:
+        """Notes the claim."""
+        self.unseen.append(key)
+
+
 class World:
     """A cache in front of one generator and one judge."""
 
     def __init__(self) -> None:
         self.clock = FakeClock()
         self.registry = CollectorRegistry()
-        self.store = MemoryStore(1 << 20, self.clock)
+        self.store = WatchedStore(1 << 20, self.clock)
         self.cache = PrefixCache(self.store, 3600.0, CacheMetrics(self.registry), self.clock)
         self.engine = FakeGeneratorEngine(write=numbered("step", 3))
-        self.generator = CachedGenerator(self.engine, self.cache, "target")
+        own = OwnSteps()
+        self.generator = CachedGenerator(self.engine, self.cache, Source.TARGET, own)
         self.score = Score(0.5, ModelIdentity("router", "r1"), 13, 4)
         self.ask_count = 0
-        self.router = CachedScorer(self._ask, self.cache, "router", None)
+        self.router = CachedScorer(self._ask, self.cache, "router", own, None)
 
     async def _ask(self, trajectory: Trajectory, text: str, deadline_s: float | None) -> Score:
         self.ask_count += 1
@@ -80,6 +99,53 @@ async def test_the_second_of_two_equal_calls_is_answered_from_the_cache(world: W
     assert second == replace(first, prefill_token_count=0, cached_token_count=9)
     assert world.engine.call_count == 1
     assert (world.count("miss"), world.count("hit")) == (1, 1)
+
+
+def other_request(world: World) -> None:
+    """Lets what follows be asked by another request: no step is its own."""
+    own = OwnSteps()
+    world.generator = replace(world.generator, own=own)
+    world.router = replace(world.router, own=own)
+
+
+async def test_beyond_a_step_that_a_request_had_written_the_store_is_not_waited_for(
+    world: World,
+) -> None:
+    world.cache.serves("target", "r1")
+    world.cache.serves("router", "r1")
+    (step,) = await world.items()
+    assert isinstance(step, GeneratedStep)
+    assert (len(world.store.looks), len(world.store.unseen)) == (1, 0)
+    longer = replace(REQUEST, trajectory=TRAJECTORY.append(Step(step.text, Source.TARGET)))
+    await world.router.estimate_advantage(TRAJECTORY, step.text)
+    await world.items(longer)
+    assert (len(world.store.looks), len(world.store.unseen)) == (1, 2)
+    # All of it is there for the next request, which looks, finds, and so looks again.
+    other_request(world)
+    await world.items()
+    await world.router.estimate_advantage(TRAJECTORY, step.text)
+    await world.items(longer)
+    assert (len(world.store.looks), len(world.store.unseen)) == (4, 2)
+    assert (world.engine.call_count, world.ask_count) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        Trajectory("p", (Step("step 1", Source.TARGET),)),  # the same text in another place
+        TRAJECTORY.append(Step("step 1", Source.DRAFT)),  # written by the other model
+        TRAJECTORY.append(Step("step", Source.TARGET)),
+    ],
+)
+async def test_another_step_than_its_own_is_looked_beyond(
+    world: World, elsewhere: Trajectory
+) -> None:
+    world.cache.serves("target", "r1")
+    (step,) = await world.items()
+    assert isinstance(step, GeneratedStep)
+    assert step.text == "step 1"
+    await world.items(replace(REQUEST, trajectory=elsewhere))
+    assert (len(world.store.looks), len(world.store.unseen)) == (2, 0)
 
 
 async def test_a_judgement_is_given_once_for_every_prefix_and_candidate(world: World) -> None:

@@ -65,14 +65,14 @@ class Office:
         return self.registry.get_sample_value(name, labels)
 
 
-def linked(client: Any) -> RedisLink:
+def linked(client: Any, timeout_s: float = 5.0) -> RedisLink:
     """Returns what quotas ask Redis through."""
-    return RedisLink(client, StoreMetrics(CollectorRegistry()))
+    return RedisLink(client, StoreMetrics(CollectorRegistry()), timeout_s)
 
 
 @asynccontextmanager
-async def client_of(server: RedisServer) -> AsyncIterator[AsyncRedis]:
-    client = AsyncRedis(port=server.port, socket_timeout=0.25, driver_info=None)
+async def client_of(server: RedisServer, timeout_s: float = 5.0) -> AsyncIterator[AsyncRedis]:
+    client = AsyncRedis(port=server.port, socket_timeout=timeout_s, driver_info=None)
     try:
         yield client
     finally:
@@ -268,8 +268,8 @@ async def test_while_redis_is_away_each_orchestrator_counts_alone(server: RedisS
 
 
 async def test_a_redis_that_hangs_costs_one_wait_and_not_one_for_each(server: RedisServer) -> None:
-    async with client_of(server) as client:
-        office = Office(lambda metrics: RedisBuckets(linked(client), metrics))
+    async with client_of(server, 0.25) as client:
+        office = Office(lambda metrics: RedisBuckets(linked(client, 0.25), metrics))
         quotas = office.quotas()
         caller = Caller("a", requests_per_minute=1000)
         await quotas.admit(caller)

@@ -12,12 +12,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis import Redis
 
+from arbitrage.v1 import orchestrator_pb2 as pb
 from services.orchestrator.redis_link import opened_redis
 from services.orchestrator.redis_store import RedisStore
 from services.orchestrator.telemetry import StoreMetrics
 from services.rpc.background import in_background
 from services.rpc.program import StartError
 from services.rpc.redis_client import redacted
+from tests.services.fakes_engines import FakeEngine
 from tests.services.redis_servers import RedisServer, free_port, give_all_slots, redis_server
 from tests.services.running import House, Solution, asking, committed, solution, until
 
@@ -29,9 +31,11 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @asynccontextmanager
-async def store_at(url: str) -> AsyncIterator[tuple[RedisStore, CollectorRegistry]]:
+async def store_at(
+    url: str, timeout_s: float = 5.0
+) -> AsyncIterator[tuple[RedisStore, CollectorRegistry]]:
     registry = CollectorRegistry()
-    async with opened_redis(url, StoreMetrics(registry)) as link:
+    async with opened_redis(url, StoreMetrics(registry), timeout_s) as link:
         store = RedisStore(link)
         async with in_background(store.maintain()):
             yield store, registry
@@ -39,7 +43,7 @@ async def store_at(url: str) -> AsyncIterator[tuple[RedisStore, CollectorRegistr
 
 async def put(store: RedisStore, key: bytes, value: bytes, ttl_s: float) -> None:
     """Keeps an answer and waits until it is written."""
-    await store.put(key, value, ttl_s)
+    store.put(key, value, ttl_s)
     await store.written()
 
 
@@ -86,7 +90,7 @@ async def test_a_server_that_dies_is_passed_by_and_used_again_when_it_is_back(
 
 
 async def test_a_server_that_hangs_costs_one_wait_and_not_one_for_each(server: RedisServer) -> None:
-    async with store_at(server.url) as (store, registry):
+    async with store_at(server.url, timeout_s=0.25) as (store, registry):
         await put(store, b"key", b"value", 60.0)
         assert server.process is not None
         server.process.send_signal(signal.SIGSTOP)
@@ -213,6 +217,48 @@ async def test_equal_calls_of_two_orchestrators_make_one(server: RedisServer) ->
     assert _texts(first.result()) == _texts(again.result())
 
 
+async def test_two_orchestrators_with_one_call_ask_every_question_once(
+    server: RedisServer,
+) -> None:
+    houses = [House(settings={"store_url": server.url}) for _ in range(2)]
+    for house in houses:
+        for engine in (house.draft, house.router, house.target):
+            take_time(engine)
+    call = asking(arbitrage=pb.ArbitragePolicy())
+    async with (
+        houses[0].open() as stub,
+        houses[1].open() as second,
+        asyncio.TaskGroup() as group,
+    ):
+        first = group.create_task(solution(stub, call))
+        await until(lambda: houses[0].draft.requests)
+        again = group.create_task(solution(second, call))
+    assert _texts(first.result()) == _texts(again.result()) == ["target 0", "target 1", "target 2"]
+    assert [house.draft.call_count for house in houses] == [3, 0]
+    assert [house.router.call_count for house in houses] == [3, 0]
+    assert [house.target.call_count for house in houses] == [3, 0]
+
+
+async def test_a_claim_without_a_look_yields_to_an_answer_and_to_the_claim_of_another(
+    server: RedisServer,
+) -> None:
+    async with store_at(server.url) as (one, _), store_at(server.url) as (other, _):
+        one.claim_unseen(b"key")
+        await one.written()
+        other.claim_unseen(b"key")
+        await other.written()
+        assert await other.claim(b"key") is False
+        # What is said later arrives later: no claim is left behind.
+        one.claim_unseen(b"key")
+        one.release(b"key")
+        await one.written()
+        assert await other.claim(b"key") is True
+        await put(other, b"key", b"value", 60.0)
+        one.claim_unseen(b"key")
+        await one.written()
+        assert await other.claim(b"key") == b"value"
+
+
 async def test_the_claim_of_an_orchestrator_that_dies_is_free_after_a_moment(
     server: RedisServer,
 ) -> None:
@@ -243,16 +289,16 @@ async def test_a_claim_that_is_renewed_lasts_and_one_that_is_given_up_is_free(
         assert await one.claim(b"key") is True
         await asyncio.sleep(2.5)
         assert await other.claim(b"key") is False
-        await one.release(b"key")
+        one.release(b"key")
+        await one.written()
         assert await other.claim(b"key") is True
 
 
 async def test_more_answers_than_redis_can_take_hold_up_no_step(server: RedisServer) -> None:
-    async with opened_redis(server.url, StoreMetrics(CollectorRegistry())) as link:
+    async with opened_redis(server.url, StoreMetrics(CollectorRegistry()), 5.0) as link:
         unwritten = RedisStore(link)
-        async with asyncio.timeout(10):
-            for number in range(1_000):
-                await unwritten.put(b"%d" % number, b"value", 60.0)
+        for number in range(1_000):
+            unwritten.put(b"%d" % number, b"value", 60.0)
 
 
 async def test_no_step_waits_until_its_answer_is_written(server: RedisServer) -> None:
@@ -261,12 +307,22 @@ async def test_no_step_waits_until_its_answer_is_written(server: RedisServer) ->
         assert server.process is not None
         server.process.send_signal(signal.SIGSTOP)
         try:
-            put_one = asyncio.create_task(store.put(b"key", b"value", 60.0))
-            await asyncio.sleep(0)
-            assert put_one.done()
+            store.put(b"key", b"value", 60.0)
         finally:
             server.process.send_signal(signal.SIGCONT)
         await store.written()
+        assert await store.find(b"key") == b"value"
+
+
+def take_time(engine: FakeEngine) -> None:
+    """Lets an engine answer a moment later than it could."""
+    answer = engine.answer
+
+    async def later() -> None:
+        await asyncio.sleep(0.15)
+        await answer()
+
+    engine.answer = later  # type: ignore[method-assign]
 
 
 def _texts(events: Solution) -> list[str]:

@@ -40,7 +40,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 @asynccontextmanager
 async def sink_at(url: str, max_bytes: int = 1 << 20) -> AsyncIterator[RedisFeedback]:
-    async with opened_redis(url, StoreMetrics(CollectorRegistry())) as link:
+    async with opened_redis(url, StoreMetrics(CollectorRegistry()), 5.0) as link:
         yield RedisFeedback(link, max_bytes)
 
 

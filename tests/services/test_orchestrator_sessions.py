@@ -68,7 +68,7 @@ async def sessions_at(
     server: RedisServer, rules: SessionRules = SHORT_LEASE
 ) -> AsyncIterator[Sessions]:
     registry = CollectorRegistry()
-    async with opened_redis(server.url, StoreMetrics(registry)) as link:
+    async with opened_redis(server.url, StoreMetrics(registry), 5.0) as link:
         yield Sessions(link, rules, SessionMetrics(registry))
 
 
