@@ -145,7 +145,7 @@ async def measured(options: argparse.Namespace) -> Result:
             orchestrators=1,
             settings=settings,
             # Full before the flood begins: a cache that fills up to its bound is no leak.
-            target_settings={"kv_cache_mib": "16"},
+            target_settings={"kv_cache_mib": "64"},
         ) as deployment:
             run = Run(deployment, flood, quiet)
             await run.capacity(5.0)
