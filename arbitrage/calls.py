@@ -26,6 +26,7 @@ from arbitrage.core.errors import (
 from arbitrage.core.events import DraftProposed, Event, Finished, StepCommitted, TokenDelta
 from arbitrage.core.ledger import Ledger
 from arbitrage.core.steps import GREEDY, SEPARATOR, Sampling, Source, StopReason
+from arbitrage.host_port import is_host_and_port
 from arbitrage.policy_specs import Arbitrage, PolicySpec
 from arbitrage.request import BudgetSpec, Problem, build_request
 from arbitrage.status import from_rpc_error
@@ -37,6 +38,10 @@ _LONGEST_RETRY_DELAY_S = 2.0
 _DEFAULT_TIMEOUT_S = 600.0
 # A request that runs into its own time limit ends with `Finished`, so the call must outlast it.
 _GRACE_S = 10.0
+
+
+# Names that gRPC knows how to look up, beside host:port.
+_RESOLVED_BY_GRPC = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "xds:")
 
 
 class RequestOptions(TypedDict, total=False):
@@ -99,6 +104,14 @@ class Addresses:
         self.all = tuple(part.strip() for part in parts if part.strip())
         if not self.all:
             raise FieldInvalid("address", repr(given), "names nobody", "give host:port")
+        for part in self.all:
+            if not (is_host_and_port(part) or part.startswith(_RESOLVED_BY_GRPC)):
+                raise FieldInvalid(
+                    "address",
+                    part,
+                    "is no host:port with a port from 1 to 65535",
+                    "give host:port without http://, or a name of gRPC's such as unix:/path",
+                )
         self.current = self.all[0]
 
     def next_after(self, failed: str) -> None:

@@ -68,6 +68,8 @@ async def build(
     metrics, demand = SolutionMetrics(registry), TargetDemand(registry)
     register_target_queue(registry, admission, demand)
     router_metrics, quota_metrics = RouterMetrics(registry), QuotaMetrics(registry)
+    for what in ("models_tls", "api_keys"):
+        telemetry.failed_reloads.of(what)
     opener = await asyncio.to_thread(channel_opener, settings, telemetry)
     async with (
         opened_link(settings, store_metrics) as link,

@@ -7,20 +7,16 @@ names several; `file:///path` is a file with one host:port per line.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from arbitrage.core.shown import shown
+from arbitrage.host_port import is_host_and_port, is_ip
 
 FORMS: Final = "host:port with a port from 1 to 65535, several of them as a:1,b:1, or file:///path"
 _FILE: Final = "file://"
-_HOST: Final = re.compile(r"(?=.{1,253}$)[\w-]{1,63}(\.[\w-]{1,63})*\.?", re.ASCII)
-_PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
-_MOST_PORT: Final = 65_535
 
 
 def malformed_part(address: str) -> str | None:
@@ -33,7 +29,7 @@ def malformed_part(address: str) -> str | None:
     """
     if address.startswith(_FILE):
         return None if address.startswith(f"{_FILE}/") else address
-    return next((part for part in address.split(",") if not _is_host_and_port(part)), None)
+    return next((part for part in address.split(",") if not is_host_and_port(part)), None)
 
 
 async def listed(address: str) -> tuple[str, ...]:
@@ -55,10 +51,10 @@ async def looked_up(part: str) -> Mapping[str, str]:
     Raises:
         OSError: it is none, or the DNS does not know it.
     """
-    if not _is_host_and_port(part):
+    if not is_host_and_port(part):
         raise OSError(f"expected host:port with a port from 1 to 65535, got {shown(part)}")
     host, _, port = part.rpartition(":")
-    if _is_ip(host.strip("[]")):
+    if is_ip(host.strip("[]")):
         return {part: ""}
     loop = asyncio.get_running_loop()
     infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -71,20 +67,3 @@ async def looked_up(part: str) -> Mapping[str, str]:
             ip, number = socket.getnameinfo(location, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
             found[f"[{ip}]:{number}" if ":" in ip else f"{ip}:{number}"] = host
     return found
-
-
-def _is_host_and_port(part: str) -> bool:
-    host, _, port = part.rpartition(":")
-    if not _PORT.fullmatch(port) or int(port) > _MOST_PORT:
-        return False
-    if host.startswith("[") and host.endswith("]"):
-        return ":" in host and _is_ip(host[1:-1])
-    return _HOST.fullmatch(host) is not None
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -105,17 +105,18 @@ def read_keys(path: Path) -> KeysFile:
     try:
         return KeysFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise KeysError(f"{place}: cannot be read ({error.strerror})") from None
+        raise KeysError(
+            f"{place}: cannot be read ({error.strerror}); name a file that can"
+        ) from None
     except ValidationError as error:
         # Not what was found: in the place of a digest it may be a key.
-        raise KeysError(
-            "; ".join(
-                f"{place}: {_place(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
-                for problem in error.errors(include_url=False, include_input=False)
-            )
-        ) from None
+        problems = (
+            f"{place}: {_place(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors(include_url=False, include_input=False)
+        )
+        raise KeysError(f"{'; '.join(problems)}; correct it, as docs/security.md shows") from None
     except ValueError as error:
-        raise KeysError(f"{place}: is not TOML ({error})") from None
+        raise KeysError(f"{place}: is not TOML ({error}); correct it") from None
 
 
 def digest_of(key: str) -> str:

@@ -7,6 +7,7 @@ defect. A second signal ends the program at once.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -36,6 +37,8 @@ from services.rpc.telemetry import MetricsEndpoint, Telemetry
 from services.rpc.tls import TlsError, server_files
 
 _log = logging.getLogger("arbitrage")
+# What a port that cannot be had says; anything else speaks of the host.
+_PORTS_FAULT = frozenset({errno.EADDRINUSE, errno.EACCES})
 
 
 class StartError(Exception):
@@ -165,6 +168,11 @@ class _Run(Generic[SettingsT]):
         try:
             return MetricsEndpoint.start(self._telemetry, settings.host, settings.metrics_port)
         except OSError as error:
+            if error.errno not in _PORTS_FAULT:
+                raise StartError(
+                    f"{variable_of('host')}: {settings.host}: nobody can listen there "
+                    f"({error.strerror}); give an address of this machine, 0.0.0.0 for all of them"
+                ) from error
             raise _port_taken("metrics_port", settings.host, settings.metrics_port) from error
 
     async def _serve(self, metrics_port: int) -> None:
@@ -196,7 +204,14 @@ class _Run(Generic[SettingsT]):
         _log.info("serving %s on %s (metrics %d)", self._program.component, address, metrics_port)
         if self._settings.ready_file is not None:
             ready = {"address": address, "metrics_port": metrics_port, "pid": os.getpid()}
-            await asyncio.to_thread(_write_at_once, self._settings.ready_file, json.dumps(ready))
+            path = self._settings.ready_file
+            try:
+                await asyncio.to_thread(_write_at_once, path, json.dumps(ready))
+            except OSError as error:
+                raise StartError(
+                    f"{variable_of('ready_file')}: {path}: cannot be written ({error.strerror}); "
+                    "give a file in a folder that exists and may be written to"
+                ) from error
 
 
 def _port_taken(field: str, host: str, port: int) -> StartError:

@@ -119,12 +119,24 @@ def _client(url: str, timeout_s: float, stack: AsyncExitStack) -> Client:
     elif kind == "sentinel" and base in {"redis", "rediss"}:
         client = _sentinel_primary(url, base, options, stack)
     elif scheme in {"redis", "rediss", "unix"}:
+        _check_path(url)
         _check_parameters(url, options)
         client = Redis.from_url(url, **options)
     else:
         raise ValueError(f"expected one of {_KINDS}")
     stack.push_async_callback(client.aclose)
     return client
+
+
+def _check_path(url: str) -> None:
+    # redis-py takes what it cannot read as database 0.
+    split = urlsplit(url)
+    path = split.path.strip("/")
+    if split.scheme == "unix":
+        if not path:
+            raise ValueError("expected the socket's path, as unix:///run/redis.sock")
+    elif path and not path.isdecimal():
+        raise ValueError(f"expected the number of a database behind the host, got /{path}")
 
 
 def _check_parameters(url: str, options: Mapping[str, Any]) -> None:

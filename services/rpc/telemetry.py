@@ -136,6 +136,8 @@ class FailedReloads:
             ("what",),
             registry=registry,
         )
+        # Every server may have certificates.
+        self.of("tls")
 
     def of(self, what: str) -> Callable[[], None]:
         """Makes the series of some files appear, at 0, and returns what counts one failure."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from arbitrage.calls import Addresses
 from arbitrage.client import (
     Arbitrage,
     BudgetSpec,
@@ -193,6 +194,19 @@ def test_what_the_threshold_may_rise_to_is_sent_only_if_given() -> None:
 def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
     with pytest.raises(PolicyUnknown, match="arbitrage, rsd, oracle"):
         policy_named("greedy")
+
+
+@pytest.mark.parametrize(
+    "address", ["", "a", "a:99999", "http://a:1", "a:1,b:0", "https://a", "a:1/", "dns"]
+)
+def test_an_address_that_is_none_is_refused_before_any_call(address: str) -> None:
+    with pytest.raises(FieldInvalid, match=r"^address: .*give host:port"):
+        Addresses(address)
+
+
+def test_hosts_ip_addresses_and_names_of_grpc_are_addresses() -> None:
+    named = ["a:1", "[::1]:50050", "unix:/run/a.sock", "dns:///a.svc:50050", "xds:///a"]
+    assert Addresses(named).all == tuple(named)
 
 
 def test_client_and_core_know_the_same_policies() -> None:

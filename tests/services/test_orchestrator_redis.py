@@ -172,6 +172,8 @@ async def test_a_cluster_keeps_each_key_where_its_slot_is(tmp_path: Path) -> Non
         ("redis+sentinel://127.0.0.1:1", "/mymaster"),
         ("redis://127.0.0.1:many", "ARBITRAGE_STORE_URL"),
         ("redis://127.0.0.1:1?foo=bar", "foo"),
+        ("redis://127.0.0.1:1/abc", "number of a database"),
+        ("unix://", "the socket's path"),
         ("redis+cluster://127.0.0.1:1?foo=bar", "foo"),
         ("redis+sentinel://127.0.0.1:1/main?foo=bar", "foo"),
     ],

@@ -164,6 +164,7 @@ def test_a_file_that_cannot_be_used_is_named_with_the_place_and_without_keys(
     text = str(raised.value)
     assert text.startswith(f"ARBITRAGE_API_KEYS_FILE: {path}: ")
     assert said in text
+    assert "correct it" in text
     assert KEY not in text
     assert digest_of(KEY) not in text
 

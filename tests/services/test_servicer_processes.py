@@ -101,6 +101,33 @@ async def test_a_taken_port_stops_the_program_and_is_named(setting: str) -> None
     assert "Traceback" not in written
 
 
+async def test_a_host_where_nobody_can_listen_is_blamed_and_not_the_port() -> None:
+    nobody = {"ARBITRAGE_DRAFT_ADDRESS": "127.0.0.1:1", "ARBITRAGE_TARGET_ADDRESS": "127.0.0.1:1"}
+    # An address of the block that is kept for documentation: no machine has it.
+    async with started("services.orchestrator", ARBITRAGE_HOST="192.0.2.1", **nobody) as process:
+        code, written = await ended(process)
+    assert code == 2
+    assert "ARBITRAGE_HOST: 192.0.2.1: nobody can listen there" in written
+    assert "Traceback" not in written
+
+
+async def test_a_ready_file_that_cannot_be_written_stops_the_program_and_is_named(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "nowhere" / "ready.json"
+    async with serving(GENERATOR, GeneratorServicer(FakeGeneratorEngine(), 8)) as server:
+        variables = {
+            "ARBITRAGE_DRAFT_ADDRESS": server.address,
+            "ARBITRAGE_TARGET_ADDRESS": server.address,
+            "ARBITRAGE_READY_FILE": str(path),
+        }
+        async with started("services.orchestrator", **variables) as process:
+            code, written = await ended(process)
+    assert code == 2
+    assert f"ARBITRAGE_READY_FILE: {path}: cannot be written" in written
+    assert "Traceback" not in written
+
+
 async def test_a_program_that_still_waits_for_others_stops_when_told() -> None:
     nobody = {"ARBITRAGE_DRAFT_ADDRESS": "127.0.0.1:1", "ARBITRAGE_TARGET_ADDRESS": "127.0.0.1:1"}
     async with started("services.orchestrator", **nobody) as process:
