@@ -29,7 +29,6 @@ from arbitrage.pem import PemError, read_pem
 
 _CONNECT_TIMEOUT_S = 5.0
 _LONGEST_SAID = 400  # characters of a server's own words that an error repeats
-_LONGEST_ERROR_BODY = 65_536  # bytes that are read of an answer that says no
 _LONGEST_RETRY_S = 600.0
 _REFUSALS = frozenset({400, 405, 409, 410, 413, 414, 415, 422})
 _LAST_EVENT = "[DONE]"
@@ -128,6 +127,8 @@ class HttpServer:
             headers=self._headers,
             timeout=timeout,
             trust_env=False,
+            # Whoever makes an error of a status has the server's own words at hand, then.
+            event_hooks={"response": [_read_refusal]},
         )
 
     async def get(self, path: str) -> Any:
@@ -187,14 +188,8 @@ class HttpServer:
         Raises:
             ServerError
         """
-        if response.is_success:
-            return
-        read = b""
-        async for part in response.aiter_bytes():
-            read += part
-            if len(read) > _LONGEST_ERROR_BODY:
-                break
-        raise self.refusal(response, read)
+        if not response.is_success:
+            raise self.refusal(response, await response.aread())
 
     def refusal(self, response: httpx2.Response, body: bytes) -> ServerError:
         """Returns the error that a response's status stands for."""
@@ -298,6 +293,11 @@ def read_key(path: Path) -> str:
     if not key or not key.isprintable() or " " in key:
         raise EngineSetupError("engine_api_key_file", f"{path} holds no key", fix)
     return key
+
+
+async def _read_refusal(response: httpx2.Response) -> None:
+    if response.is_error:
+        await response.aread()
 
 
 def _ssl_context(options: HttpOptions) -> ssl.SSLContext | bool:
