@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from arbitrage.core.errors import FieldInvalid
 from arbitrage.core.prompts import generator_pieces
 from arbitrage.core.shown import one_line
-from arbitrage.core.steps import Trajectory
+from arbitrage.core.steps import ModelIdentity, Trajectory
 from services.engines.engine_server import digest_of
 from services.engines.loading import ModelLoadError
 
@@ -47,6 +48,15 @@ class PromptText(Protocol):
             FieldInvalid: the problem cannot be put into the template.
         """
         ...
+
+
+def identity_with(identity: ModelIdentity, prompts: PromptText) -> ModelIdentity:
+    """Returns the identity of a model that is prompted so.
+
+    >>> identity_with(ModelIdentity("smollm2", "a1b2"), PlainText())
+    ModelIdentity(model_id='smollm2', revision='a1b2')
+    """
+    return replace(identity, revision=identity.revision + prompts.revision_suffix)
 
 
 class PlainText:

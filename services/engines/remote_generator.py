@@ -78,8 +78,8 @@ class _StepUnderWay:
         left = self.request.entropy_token_count - len(self.entropies)
         self.entropies += piece.entropies[: max(left, 0)]
 
-    def take_counts(self, end: End) -> None:
-        """Adds what a call took; of a server that does not tell, what was seen."""
+    def take_counts(self, prompt: Prompt, end: End) -> None:
+        """Adds what a call took; of a server that does not tell, what was sent and seen."""
         count = self.seen_token_count if end.token_count is None else end.token_count
         self.seen_token_count = 0
         # A call that ends has written a token, or a model that says nothing is asked for ever.
@@ -205,11 +205,11 @@ class RemoteGenerator:
 
     def _ended(self, step: _StepUnderWay, reason: StopReason) -> StopReason | None:
         """Returns why the step ended; None where it goes on."""
+        if reason is StopReason.SEPARATOR and not step.text.is_closed:
+            step.text.add(SEPARATOR)
         if reason is not StopReason.SEPARATOR or step.text.is_closed:
             return reason
-        step.text.add(SEPARATOR)
-        if step.text.is_closed:
-            return reason
+        # Only blanks stand before it.
         return None if step.left_tokens > 0 else StopReason.STEP_LENGTH
 
     async def _round(
@@ -253,7 +253,7 @@ class RemoteGenerator:
                     end = End(StopReason.SEPARATOR)
                 elif step.request.stream_text and (delta := step.text.take_delta()):
                     yield delta
-        step.take_counts(end)
+        step.take_counts(completion.prompt, end)
         yield end.stop_reason
 
     async def _completion(self, step: _StepUnderWay) -> Completion:
