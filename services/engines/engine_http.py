@@ -113,19 +113,16 @@ class HttpServer:
         self._transport = _Utf8Transport(
             httpx2.AsyncHTTPTransport(verify=_ssl_context(options), trust_env=False, limits=limits)
         )
-        # Compressed text would be held back until a block of it is full, and checked too late.
-        self._headers = {"Accept-Encoding": "identity"}
-        if options.api_key is not None:
-            self._headers["Authorization"] = f"Bearer {options.api_key}"
+        self._api_key = options.api_key
         self._client = self.lent_client()
 
     def lent_client(self) -> httpx2.AsyncClient:
         """Returns a client of this server's connections; closing it leaves them open."""
         timeout = httpx2.Timeout(self._silence_timeout_s, connect=_CONNECT_TIMEOUT_S)
         return httpx2.AsyncClient(
-            transport=_Lent(self._transport),
-            headers=self._headers,
-            timeout=timeout,
+            transport=_Lent(self._transport, self._api_key, timeout),
+            # Compressed text would be held back until a block of it is full, and checked too late.
+            headers={"Accept-Encoding": "identity"},
             trust_env=False,
             # Whoever makes an error of a status has the server's own words at hand, then.
             event_hooks={"response": [_read_refusal]},
@@ -269,12 +266,24 @@ class _Utf8Transport(httpx2.AsyncBaseTransport):
 
 
 class _Lent(httpx2.AsyncBaseTransport):
-    """A transport that stays open when the client that has it is closed."""
+    """A transport that stays open when the client that has it is closed.
 
-    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
+    It shows the server's key, and no other that a client may have found on this machine; and it
+    waits as long as the server is given, whatever a client is used to.
+    """
+
+    def __init__(
+        self, inner: httpx2.AsyncBaseTransport, api_key: str | None, timeout: httpx2.Timeout
+    ) -> None:
         self._inner = inner
+        self._api_key = api_key
+        self._timeout = timeout
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        request.headers.pop("Authorization", None)
+        if self._api_key is not None:
+            request.headers["Authorization"] = f"Bearer {self._api_key}"
+        request.extensions = {**request.extensions, "timeout": self._timeout.as_dict()}
         return await self._inner.handle_async_request(request)
 
 
@@ -301,8 +310,14 @@ async def _read_refusal(response: httpx2.Response) -> None:
 
 
 def _ssl_context(options: HttpOptions) -> ssl.SSLContext | bool:
+    is_plain = options.url.startswith("http:")
     if options.ca is None:
-        return True
+        # Nobody is believed where nobody shows a certificate; reading the system's list takes time.
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if is_plain else True
+    if is_plain:
+        raise EngineSetupError(
+            "engine_ca", f"{options.url} shows no certificate", "name it with https://, or no CA"
+        )
     try:
         authorities = read_pem(options.ca, None, None).ca
     except PemError as error:

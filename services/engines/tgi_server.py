@@ -17,13 +17,13 @@ from huggingface_hub import (
     set_async_client_factory,
 )
 from huggingface_hub.errors import (
-    GenerationError,
     HfHubHTTPError,
     IncompleteGenerationError,
     OverloadedError,
     TextGenerationError,
     ValidationError,
 )
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # made lazily
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as ShapeError
 
@@ -33,6 +33,7 @@ from services.engines.engine_http import (
     ConnectionBroken,
     EngineSetupError,
     HttpServer,
+    ServerError,
     ServerOverloaded,
     ServerRefused,
     ServerUnavailable,
@@ -68,9 +69,12 @@ class TgiServer:
 
     `top_logprobs` is how many tokens' log-probabilities are asked for where an entropy is wanted;
     a server takes 5 unless it was started with another `--max-top-n-tokens`.
+    Making one reads files, so a coroutine does it in a thread.
     """
 
     def __init__(self, http: HttpServer, top_logprobs: int = 5) -> None:
+        # The client names the libraries it finds to every server, and looks for them once.
+        build_hf_headers(token=False)
         self._http = http
         self._top_logprobs = top_logprobs
 
@@ -123,12 +127,9 @@ class TgiServer:
         await self._http.close()
 
     def _client(self) -> AsyncInferenceClient:
-        return AsyncInferenceClient(
-            model=f"{self._http.url}/generate_stream",
-            # The key is among the headers of the lent client. Without this, the token that this
-            # machine has for Hugging Face would be sent.
-            token=False,  # type: ignore[arg-type]  # documented, but not among the types
-        )
+        # Without a token the client would look for one in this machine's files, at every call. The
+        # connections replace it by the server's own key, or by none.
+        return AsyncInferenceClient(model=f"{self._http.url}/generate_stream", token="-")  # noqa: S106 - none
 
     async def _asked(
         self, client: AsyncInferenceClient, completion: Completion
@@ -188,17 +189,26 @@ class TgiServer:
                 if error.__cause__ is not None:
                     raise error.__cause__ from None
                 raise
-            except OverloadedError as error:
-                raise ServerOverloaded(f"{url}: {error}") from error
-            except ValidationError as error:
-                raise ServerRefused(f"{url}: {error}") from error
-            except IncompleteGenerationError as error:
-                raise ConnectionBroken(f"{url}: {error}") from error
-            except (GenerationError, TextGenerationError) as error:
-                raise ServerUnavailable(f"{url}: {error}") from error
+            except TextGenerationError as error:
+                raise self._of_tgi(error) from error
             except HfHubHTTPError as error:
                 raise self._http.refusal(error.response, error.response.content) from error
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 if isinstance(error, UnicodeDecodeError):
                     raise
                 raise ServerUnavailable(f"{url}: sent an event that cannot be read") from error
+
+    def _of_tgi(self, error: TextGenerationError) -> ServerError:
+        if isinstance(error.__cause__, HfHubHTTPError):
+            # The status and the headers say more than the body alone.
+            return self._http.refusal(error.__cause__.response, error.__cause__.response.content)
+        said = f"{self._http.url}: {error}"
+        match error:
+            case OverloadedError():
+                return ServerOverloaded(said)
+            case ValidationError():
+                return ServerRefused(said)
+            case IncompleteGenerationError():
+                return ConnectionBroken(said)
+            case _:
+                return ServerUnavailable(said)
