@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format protos catalogue bench proof
+.PHONY: demo test test-engines check format protos catalogue bench proof
 
 $(BIN)/arbitrage: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,8 +18,12 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 demo: $(BIN)/arbitrage ## solve bundled problems with the shipped models and print what it cost
 	$(BIN)/arbitrage demo
 
-test: $(VENV)/.dev ## every test
+test: $(VENV)/.dev ## every test but those of real engines
 	$(BIN)/pytest
+
+test-engines: $(VENV)/.dev ## real vLLM and llama.cpp servers; the first time installs them, 10 minutes
+	$(BIN)/python -m tests.engines.install
+	$(BIN)/pytest -m engines tests/engines
 
 check: $(VENV)/.dev ## what CI runs before the tests
 	$(BIN)/ruff format --check .
@@ -29,7 +33,7 @@ check: $(VENV)/.dev ## what CI runs before the tests
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python -m tools.audit
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow and not engines'
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

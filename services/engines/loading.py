@@ -81,8 +81,8 @@ class LoadedModel:
     """A model ready to run: a decoder, or an encoder where the kind is a sequence classifier.
 
     `head` maps a decoder's hidden states [rows, width] to logits [rows, logit_count]; an encoder
-    gives logits by itself. `end_ids` are the tokens that end a text; `folder` is where the files
-    lie that describe the model.
+    gives logits by itself. `chat_tokenizer` knows the chat template, if there is one; `end_ids` are
+    the tokens that end a text; `folder` is where the files lie that describe the model.
     """
 
     reference: str
@@ -90,6 +90,7 @@ class LoadedModel:
     head: Callable[[Tensor], Tensor]
     logit_count: int
     tokenizer: PieceTokenizer
+    chat_tokenizer: PreTrainedTokenizerBase
     bos_id: int | None
     end_ids: frozenset[int]
     identity: ModelIdentity
@@ -185,6 +186,7 @@ def _load(reference: str, source: _Source, kind: ModelKind, options: LoadOptions
         head=head,
         logit_count=logit_count,
         tokenizer=PieceTokenizer(tokenizer),
+        chat_tokenizer=tokenizer,
         bos_id=tokenizer.bos_token_id,
         end_ids=_end_ids(model, tokenizer),
         identity=source.identity,

@@ -31,6 +31,7 @@ class PieceTokenizer:
         self._backend = backend
         self._longest_token = max(map(len, backend.get_vocab()), default=1)
         self.start_ids = self._start_ids(tokenizer)
+        self.start_text = self._backend.decode(self.start_ids, skip_special_tokens=False)
         self._remembered = lru_cache(_CACHED_PIECES)(self._encode)
         self.contains_newline = lru_cache(None)(self._contains_newline)
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from arbitrage.core.errors import ArbitrageError, ContextTooLong, Internal
 from arbitrage.core.ports import StepRequest
-from arbitrage.core.prompts import generator_pieces
 from arbitrage.core.steps import GeneratedStep, ModelIdentity, StopReason, Trajectory
 from services.engines.base import EngineStats
+from services.engines.engine_prompts import ChatText, PlainText, PromptText, identity_with
 from services.engines.jobs import Mailbox
 from services.engines.loading import LoadedModel
 from services.engines.sampling import TokenSampler, entropy_nats
@@ -127,11 +127,20 @@ class TransformersGenerator:
     """Implements `GeneratorEngine` over a causal language model.
 
     The prompt is tokenised piece by piece, so a prefix keeps its ids as steps are added and its
-    keys and values are reused. Greedy decoding takes the first of equally likely tokens.
+    keys and values are reused. Greedy decoding takes the first of equally likely tokens. With
+    `is_chat` the problem is put into the model's chat template.
+
+    Raises:
+        ModelLoadError: there is no such template.
     """
 
-    def __init__(self, loaded: LoadedModel, options: EngineOptions | None = None) -> None:
-        self._identity = loaded.identity
+    def __init__(
+        self, loaded: LoadedModel, options: EngineOptions | None = None, *, is_chat: bool = False
+    ) -> None:
+        self._prompts: PromptText = (
+            ChatText(loaded.chat_tokenizer, loaded.reference) if is_chat else PlainText()
+        )
+        self._identity = identity_with(loaded.identity, self._prompts)
         self._head = loaded.head
         self.tokenizer = loaded.tokenizer
         self.end_ids = loaded.end_ids
@@ -179,11 +188,11 @@ class TransformersGenerator:
         """
         if request.max_tokens < 1:
             raise ValueError(f"max_tokens: must be at least 1, got {request.max_tokens}")
-        pieces = generator_pieces(request.trajectory)
+        pieces = self._prompts.pieces(request.trajectory)
         least_count = self.tokenizer.least_token_count(pieces)
         if least_count + request.max_tokens > self.max_context_tokens:
             raise self._too_long(f"at least {least_count}", request.max_tokens)
-        prompt = list(self.tokenizer.start_ids)
+        prompt = [] if self._prompts.has_start else list(self.tokenizer.start_ids)
         for ids in await self.tokenizer.encode_each_async(pieces):
             prompt += ids
         if len(prompt) + request.max_tokens > self.max_context_tokens:

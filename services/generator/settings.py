@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from services.rpc.model_program import ModelSettings
-from services.rpc.settings import PositiveCount
+from services.rpc.settings import PositiveCount, Seconds, check_needs, variable_of
 
 _PORTS = {"draft": 50051, "target": 50052}
+# What says something about another server, and nothing about a model in this process.
+_REMOTE_FIELDS = (
+    "engine_url",
+    "engine_api_key_file",
+    "engine_ca",
+    "engine_tokenizer",
+    "engine_max_context_tokens",
+    "engine_revision",
+    "engine_top_logprobs",
+    "engine_silence_timeout_s",
+)
+
+
+def _checked_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.netloc or parts.query or parts.fragment:
+        raise PydanticCustomError("engine_url", "http://host:port or https://host:port")
+    if parts.username is not None:
+        raise PydanticCustomError(
+            "engine_url",
+            "an address with no user in it (ARBITRAGE_ENGINE_API_KEY_FILE has the key)",
+        )
+    # Servers are named with and without it; every path asked for begins with it.
+    return url.rstrip("/").removesuffix("/v1")
+
+
+EngineUrl = Annotated[str, AfterValidator(_checked_url)]
 
 
 class GeneratorSettings(ModelSettings):
@@ -24,6 +54,51 @@ class GeneratorSettings(ModelSettings):
     default_max_step_tokens: PositiveCount = Field(
         256, description="Token bound of a step whose request sets none."
     )
+    engine: Literal["transformers", "openai", "tgi"] = Field(
+        "transformers",
+        description="What runs the model: transformers in this process, or another server that "
+        "speaks the OpenAI completions API or TGI's; ARBITRAGE_MODEL is then that server's name "
+        "for the model.",
+    )
+    engine_url: EngineUrl | None = Field(
+        None, description="Address of that server: what stands before /v1, or before /info."
+    )
+    engine_api_key_file: Path | None = Field(
+        None, description="File with the API key that it asks for."
+    )
+    engine_ca: Path | None = Field(
+        None,
+        description="PEM file with the CA of its certificate; by default the system's are "
+        "believed.",
+    )
+    engine_tokenizer: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Tokenizer of the model there: a folder, org/name@revision, a .gguf file, or "
+        "a pack; without it the server tokenises.",
+    )
+    engine_prompt: Literal["plain", "chat"] = Field(
+        "plain",
+        description="How a problem is put to the model: as it is, or in its chat template; "
+        "instruct models want chat.",
+    )
+    engine_max_context_tokens: PositiveCount | None = Field(
+        None, description="Tokens that fit the model's context there; by default what it says."
+    )
+    engine_revision: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
+        None,
+        description="What stands for the weights there and changes with them; by default made of "
+        "what the server says of its model.",
+    )
+    engine_top_logprobs: int = Field(
+        5,
+        ge=0,
+        le=100,
+        description="Likeliest tokens whose log-probabilities make up a first-token entropy; 0 "
+        "asks for none.",
+    )
+    engine_silence_timeout_s: Seconds = Field(
+        60.0, description="Time after which a server that sends nothing is given up, in seconds."
+    )
 
     @property
     def deployment(self) -> str:
@@ -35,3 +110,21 @@ class GeneratorSettings(ModelSettings):
     def _port_of_role(cls, given: dict[str, Any]) -> dict[str, Any]:
         # A bad or missing role is reported as such, so any port will do beside it.
         return {"port": _PORTS.get(str(given.get("role")), 0), **given}
+
+    @model_validator(mode="after")
+    def _engine_is_whole(self) -> Self:
+        if self.engine == "transformers":
+            for field in _REMOTE_FIELDS:
+                if field in self.model_fields_set:
+                    raise ValueError(
+                        f"{variable_of(field)}: is set, but ARBITRAGE_ENGINE is transformers, "
+                        "whose model runs in this process; set ARBITRAGE_ENGINE, or do not set it"
+                    )
+        elif self.engine_url is None:
+            raise ValueError(
+                f"{variable_of('engine_url')}: is not set, but ARBITRAGE_ENGINE is {self.engine}; "
+                "set it too"
+            )
+        elif self.engine_prompt == "chat":
+            check_needs(self, "engine_prompt", "engine_tokenizer")
+        return self

@@ -31,6 +31,7 @@ from services.rpc.telemetry import Telemetry
 
 _MIB = 1 << 20
 EngineT = TypeVar("EngineT", bound=Engine)
+ResultT = TypeVar("ResultT")
 
 
 class ModelSettings(ServerSettings):
@@ -165,9 +166,9 @@ def load_as_told(
     return load_model(reference, kind, options, settings.model_id, revision)
 
 
-async def in_daemon_thread(work: Callable[[], EngineT]) -> EngineT:
+async def in_daemon_thread(work: Callable[[], ResultT]) -> ResultT:
     """Returns what `work` does, done in a thread that a program told to stop does not wait for."""
-    outcome: Future[EngineT] = Future()
+    outcome: Future[ResultT] = Future()
 
     def run() -> None:
         outcome.set_running_or_notify_cancel()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from arbitrage.core.ports import StepRequest
+from arbitrage.core.ports import Generator, StepRequest
 from arbitrage.core.prompts import generator_pieces
 from arbitrage.core.steps import GeneratedStep, Source, Step, StopReason, Trajectory
 from services.engines.loading import LoadedModel, ModelKind, load_model
@@ -73,16 +73,14 @@ def prompt_ids(loaded: LoadedModel, trajectory: Trajectory) -> list[int]:
     return loaded.tokenizer.encode_all(generator_pieces(trajectory))
 
 
-async def write(engine: TransformersGenerator, request: StepRequest) -> GeneratedStep:
+async def write(engine: Generator, request: StepRequest) -> GeneratedStep:
     """Returns the step, which must be all that comes."""
     deltas, step = await watch(engine, request)
     assert not deltas
     return step
 
 
-async def watch(
-    engine: TransformersGenerator, request: StepRequest
-) -> tuple[list[str], GeneratedStep]:
+async def watch(engine: Generator, request: StepRequest) -> tuple[list[str], GeneratedStep]:
     """Returns the deltas and the step after them."""
     *deltas, last = [item async for item in engine.generate_step(request)]
     assert isinstance(last, GeneratedStep)
