@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from arbitrage.v1 import generator_pb2, generator_pb2_grpc, trajectory_pb2
 from benchmarks.fleet import Fleet, running_fleet
 from benchmarks.results import Bar, Claim, Result, bootstrap
-from services.engines.packs import PROBLEMS_NAME, Pack
+from services.engines.pack_manifest import PROBLEMS_NAME, Pack
 
 MOST_STEP_TOKENS = 64
 STEP_TOKENS = 12  # below the length of any step of the domain, so that none ends early
@@ -231,7 +231,7 @@ def measure(fleet: Fleet, rounds: int) -> Result:
 
     prefixes = load_prefixes(fleet.pack, rounds)
     for role in ("draft", "target"):
-        address, bare = fleet.addresses[role], BareLoop(fleet.pack.model_folder(role))
+        address, bare = fleet.addresses[role], BareLoop(Path(fleet.pack.model_reference(role)))
         service = Service(address)
         if role == "draft":
             claim(

@@ -12,7 +12,8 @@ from arbitrage.core.errors import DraftUnavailable, TargetUnavailable
 from arbitrage.core.ports import Models
 from services.cli import fleet as processes
 from services.cli.plan import ANY_PORTS, FleetPlan
-from services.engines.packs import Pack, find_pack
+from services.engines.pack_manifest import Pack
+from services.engines.packs import find_pack
 from services.rpc.clients import GrpcGenerator, GrpcRouter, GrpcScorer
 from services.rpc.pool import Pool, opened_pool
 

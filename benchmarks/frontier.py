@@ -42,7 +42,8 @@ from benchmarks.results import Result
 from benchmarks.tiny import attempt
 from services.cli.failures import CommandError
 from services.cli.problems import BundledProblem, bundled_problems, is_solved
-from services.engines.packs import PackError, find_pack
+from services.engines.pack_manifest import PackError
+from services.engines.packs import find_pack
 
 SEED = 20261124
 LIVE_PROBLEMS = 40

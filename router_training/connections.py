@@ -16,7 +16,8 @@ from router_training.errors import ServiceFailed
 from services.cli.failures import CommandError
 from services.cli.fleet import running_fleet
 from services.cli.plan import ANY_PORTS, MODEL_ROLES, FleetPlan
-from services.engines.packs import PackError, find_pack
+from services.engines.pack_manifest import PackError
+from services.engines.packs import find_pack
 from services.rpc.calls import CallLimits
 from services.rpc.clients import GrpcGenerator, GrpcRouter, GrpcScorer
 from services.rpc.pool import opened_pool

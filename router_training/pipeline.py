@@ -26,7 +26,8 @@ from router_training.rows import Row, RowFolder, read_rows, rows_digest, write_r
 from router_training.scoring import judged, loaded_router, router_scores
 from router_training.stages import Stamps, digest, is_first_process, write_atomically
 from router_training.train import score_rule, train
-from services.engines.packs import PackError, find_pack
+from services.engines.pack_manifest import PackError
+from services.engines.packs import find_pack
 
 _log = logging.getLogger(__name__)
 

@@ -25,10 +25,10 @@ from services.cli.failures import (
     message_of,
 )
 from services.cli.keys import new_key
-from services.cli.models import list_models, verify_models
+from services.cli.models import list_models, pull_models, verify_models
 from services.cli.plan import ANY_PORTS, DEFAULT_PORTS
 from services.cli.up import UpOptions, up
-from services.engines.packs import PackError
+from services.engines.pack_manifest import PackError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +62,8 @@ def _run(arguments: argparse.Namespace, terminal: Terminal) -> int:
             return new_key(arguments.tenant, terminal)
         case "models" if arguments.action == "list":
             return list_models(terminal)
+        case "models" if arguments.action == "pull":
+            return pull_models(arguments.pack, arguments.mirror, terminal)
         case "models":
             return verify_models(arguments.pack, terminal)
         case unknown:

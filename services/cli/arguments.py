@@ -49,7 +49,7 @@ def command_line() -> argparse.ArgumentParser:
     _add_up(commands.add_parser("up", help="run every service on this machine"))
     _add_ask(commands.add_parser("ask", help="solve one problem, step by step before your eyes"))
     _add_demo(commands.add_parser("demo", help="compare policies on bundled held-out problems"))
-    _add_models(commands.add_parser("models", help="list and verify model packs"))
+    _add_models(commands.add_parser("models", help="list, pull and verify model packs"))
     _add_keys(commands.add_parser("keys", help="make API keys"))
     return parser
 
@@ -208,10 +208,20 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Packs are looked for in the folders of ARBITRAGE_MODEL_PACKS, then beside the program."
+        "Packs are looked for in the folders of ARBITRAGE_MODEL_PACKS, then beside the program. "
+        "What is pulled goes to ARBITRAGE_MODEL_FILES, by default ~/.local/share/arbitrage/models."
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="show every pack with its models and sizes")
+    pull = actions.add_parser("pull", help="fetch the files of a pack, checked and resumed")
+    pull.add_argument("pack", help="name or path")
+    pull.add_argument(
+        "--from",
+        dest="mirror",
+        default="",
+        metavar="MIRROR",
+        help="folder or https:// address that is asked first, for PACK/FILE",
+    )
     verify = actions.add_parser("verify", help="compare every file of a pack with its digest")
     verify.add_argument("pack", nargs="?", default=DEFAULT_PACK, help="name or path (%(default)s)")
 

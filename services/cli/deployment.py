@@ -12,8 +12,9 @@ from pathlib import Path
 from services.cli.console import Terminal
 from services.cli.failures import BadInput
 from services.cli.fleet import Fleet, RunningService, ServiceDied, running_fleet
-from services.cli.plan import MODEL_ROLES, FleetPlan
-from services.engines.packs import Pack, find_pack, verify_pack
+from services.cli.plan import GENERATOR_ROLES, FleetPlan
+from services.engines.pack_manifest import Pack
+from services.engines.packs import find_pack, verify_pack
 
 _MEBIBYTE = 1 << 20
 
@@ -26,14 +27,15 @@ def usable_pack(name: str, terminal: Terminal) -> Pack:
         BadInput: a file is missing or changed, or a model is not in the pack.
     """
     pack = find_pack(name)
-    for role in MODEL_ROLES:
-        pack.model_folder(role)
+    for role in GENERATOR_ROLES:
+        pack.model_reference(role)
     with terminal.progress(f"Verifying {pack.name} (MiB)", pack.size_bytes, _MEBIBYTE) as advance:
         damages = verify_pack(pack, advance)
     if damages:
+        fix = f"arbitrage models pull {name}" if pack.is_fetched else "git checkout, for example"
         raise BadInput(
-            f"pack {pack.name!r} in {pack.folder} is damaged: {damages[0]}; "
-            "restore the pack, for example with git checkout, then try again",
+            f"pack {pack.name!r} in {pack.files_folder} is damaged: {damages[0]}; "
+            f"restore it with {fix}, then try again",
             tuple(str(damage) for damage in damages[1:]),
         )
     return pack

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from arbitrage.core.errors import ArbitrageError, InvalidRequest
-from services.engines.packs import PackError
+from services.engines.pack_manifest import PackError
 
 FAILED = 1
 BAD_INPUT = 2

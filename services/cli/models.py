@@ -1,19 +1,13 @@
-"""`arbitrage models`: which packs there are, and whether their files are what they should be."""
+"""`arbitrage models`: which packs there are, their files fetched, and whether they are right."""
 
 from __future__ import annotations
 
 from rich.table import Table
 
 from services.cli.console import Terminal
-from services.cli.failures import FAILED
-from services.engines.packs import (
-    CorruptPack,
-    find_pack,
-    load_pack,
-    pack_folders,
-    search_path,
-    verify_pack,
-)
+from services.cli.failures import FAILED, BadInput
+from services.engines.pack_manifest import CorruptPack, load_pack
+from services.engines.packs import find_pack, pack_folders, search_path, verify_pack
 
 _MEBIBYTE = 1 << 20
 
@@ -32,17 +26,40 @@ def list_models(terminal: Terminal) -> int:
             exit_code = FAILED
             continue
         size = f"{pack.size_bytes / _MEBIBYTE:.1f} MiB"
-        table.add_row(pack.name, "", "", size, pack.licence, str(pack.folder))
+        is_there = all((pack.files_folder / file.path).exists() for file in pack.files)
+        where = str(pack.files_folder) if is_there else f"(arbitrage models pull {pack.name})"
+        table.add_row(pack.name, "", "", size, pack.licence, where)
         for role, model in pack.models.items():
-            inside = sum(
-                file.size_bytes for file in pack.files if file.path.startswith(f"{model.path}/")
-            )
-            table.add_row("", role, model.kind, f"{inside / _MEBIBYTE:.1f} MiB", "", "")
+            inside = sum(file.size_bytes for file in pack.files_of(model))
+            shown = model.hub or f"{inside / _MEBIBYTE:.1f} MiB"
+            table.add_row("", role, model.kind, shown, "", "")
     if table.row_count:
         terminal.show(table)
     else:
         terminal.note(f"No packs in {', '.join(str(folder) for folder in search_path())}.")
     return exit_code
+
+
+def pull_models(name_or_path: str, mirror: str, terminal: Terminal) -> int:
+    """Fetches what of a pack is not there yet, from the first source that has it.
+
+    Raises:
+        UnknownPack, CorruptPack, PullFailed
+        BadInput: the pack came with its files.
+    """
+    # Here, because it takes the hub's client, which the other commands do without.
+    from services.engines.pack_pull import pull_pack
+
+    pack = find_pack(name_or_path)
+    if not pack.is_fetched and not any(model.hub for model in pack.models.values()):
+        raise BadInput(
+            f"pack {pack.name!r} came with its files, in {pack.files_folder}; nothing is fetched "
+            f"for it, see arbitrage models verify {name_or_path}"
+        )
+    with terminal.progress(f"Pulling {pack.name} (MiB)", pack.size_bytes, _MEBIBYTE) as advance:
+        pull_pack(pack, advance, mirror)
+    terminal.show(f"{pack.name}: ready; licence {pack.licence}")
+    return 0
 
 
 def verify_models(name_or_path: str, terminal: Terminal) -> int:
@@ -56,10 +73,13 @@ def verify_models(name_or_path: str, terminal: Terminal) -> int:
         damages = verify_pack(pack, advance)
     if damages:
         terminal.error(
-            f"pack {pack.name!r} in {pack.folder} is damaged in {len(damages)} places",
+            f"pack {pack.name!r} in {pack.files_folder} is damaged in {len(damages)} places",
             tuple(str(damage) for damage in damages),
         )
         return FAILED
     size = pack.size_bytes / _MEBIBYTE
     terminal.show(f"{pack.name}: {len(pack.files)} files, {size:.1f} MiB, all as they should be")
+    for role, model in pack.models.items():
+        if model.hub:
+            terminal.note(f"{role}: {model.hub} is the hub's, which checks it where it is loaded")
     return 0

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from services.engines.packs import Pack
+from services.engines.pack_manifest import Pack
 
-MODEL_ROLES = ("draft", "target", "prm", "router")
+GENERATOR_ROLES = ("draft", "target")
+MODEL_ROLES = (*GENERATOR_ROLES, "prm", "router")
 ORCHESTRATOR = "orchestrator"
 REDIS = "redis"
 EMBEDDED = "embedded"
@@ -71,22 +72,14 @@ class FleetPlan:
     device: str = "cpu"
     redis: str | None = None
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The models of the pack; one without a PRM or a router serves the policies it can."""
+        return tuple(role for role in MODEL_ROLES if role in self.pack.models)
+
     def first_services(self) -> tuple[ServicePlan, ...]:
         """Returns the services that run a model, and Redis; they need nobody else."""
-        models = tuple(
-            self._service(
-                role,
-                {
-                    "ARBITRAGE_MODEL": str(self.pack.model_folder(role).resolve()),
-                    "ARBITRAGE_MODEL_ID": f"{self.pack.name}/{role}",
-                    "ARBITRAGE_DEVICE": self.device,
-                    "ARBITRAGE_THREADS": str(self.threads),
-                    "OMP_NUM_THREADS": str(self.threads),
-                    **({"ARBITRAGE_ROLE": role} if role in {"draft", "target"} else {}),
-                },
-            )
-            for role in MODEL_ROLES
-        )
+        models = tuple(self._service(role, self._of_model(role)) for role in self.roles)
         if self.redis != EMBEDDED:
             return models
         return (*models, ServicePlan(REDIS, "services.cli.redis_server", {}))
@@ -99,9 +92,22 @@ class FleetPlan:
             {
                 **({} if store_url is None else {"ARBITRAGE_STORE_URL": store_url}),
                 "ARBITRAGE_PREFIX_CACHE_MIB": str(self.prefix_cache_mib),
-                **{f"ARBITRAGE_{role.upper()}_ADDRESS": addresses[role] for role in MODEL_ROLES},
+                **{f"ARBITRAGE_{role.upper()}_ADDRESS": addresses[role] for role in self.roles},
             },
         )
+
+    def _of_model(self, role: str) -> Mapping[str, str]:
+        environ = {
+            "ARBITRAGE_MODEL": self.pack.model_reference(role),
+            "ARBITRAGE_MODEL_ID": f"{self.pack.name}/{role}",
+            "ARBITRAGE_DEVICE": self.device,
+            "ARBITRAGE_THREADS": str(self.threads),
+            "OMP_NUM_THREADS": str(self.threads),
+        }
+        if role in GENERATOR_ROLES:
+            environ["ARBITRAGE_ROLE"] = role
+            environ["ARBITRAGE_ENGINE_PROMPT"] = self.pack.models[role].prompt
+        return environ
 
     def _service(self, name: str, own: Mapping[str, str]) -> ServicePlan:
         # Metrics ports are free ones: five programs on one machine cannot share the default.

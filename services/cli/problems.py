@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from services.cli.failures import BadInput
-from services.engines.packs import PROBLEMS_NAME, CorruptPack, Pack
+from services.engines.pack_manifest import PROBLEMS_NAME, CorruptPack, Pack
 
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 

@@ -26,12 +26,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from arbitrage.core.shown import one_line, shown
 from arbitrage.core.steps import ModelIdentity
 from services.engines.encoder import EncoderModel, is_encoder
+from services.engines.pack_manifest import MODEL_SUFFIXES
 from services.engines.packed import PackedModel, UnsupportedModel
 from services.engines.tokenization import PieceTokenizer
 
 _HUB_REFERENCE = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
-# What makes up a model: its weights, and what says how its input is written and its head read.
-_MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 _HEADS = ("ForCausalLM", "ForTokenClassification", "ForSequenceClassification")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -297,7 +296,7 @@ def _with_dtype(revision: str, options: LoadOptions) -> str:
 
 def _suffixes(options: LoadOptions) -> tuple[str, ...]:
     """Returns the suffixes of the files that make up a model; code only where it is wanted."""
-    return (*_MODEL_SUFFIXES, ".py") if options.trust_remote_code else _MODEL_SUFFIXES
+    return (*MODEL_SUFFIXES, ".py") if options.trust_remote_code else MODEL_SUFFIXES
 
 
 def folder_revision(folder: Path, options: LoadOptions) -> str:

@@ -8,83 +8,26 @@ damage like a changed one. This module opens no weights and imports no torch.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from arbitrage.core.shown import one_line, shown
+from services.engines.pack_manifest import (
+    MANIFEST_NAME,
+    PROBLEMS_NAME,
+    Pack,
+    PackFile,
+    UnknownPack,
+    load_pack,
+)
 
-FORMAT_VERSION = 1
-MANIFEST_NAME = "pack.json"
-PROBLEMS_NAME = "problems.jsonl"
 SEARCH_PATH_VARIABLE = "ARBITRAGE_MODEL_PACKS"
 _BUNDLED = Path(__file__).resolve().parents[2] / "model_packs"
 _BLOCK_BYTES = 1 << 20
-_MOST_BYTES = (1 << 63) - 1
-
-
-class PackError(Exception):
-    """A pack cannot be used. The message names the pack or file and the fix."""
-
-
-class UnknownPack(PackError):
-    """No pack of that name lies on the search path."""
-
-
-class CorruptPack(PackError):
-    """A manifest or a file is not what it should be."""
-
-
-@dataclass(frozen=True, slots=True)
-class PackModel:
-    """One model of a pack: its folder inside the pack and what kind of head it has."""
-
-    path: str
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
-class PackFile:
-    """One file of a pack with what it must be. `path` is relative to the pack, with slashes."""
-
-    path: str
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pack:
-    """A pack as its manifest describes it; nothing says yet that the files are there."""
-
-    folder: Path
-    name: str
-    licence: str
-    description: str
-    models: Mapping[str, PackModel]
-    files: tuple[PackFile, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Sum of all files."""
-        return sum(file.size_bytes for file in self.files)
-
-    def model_folder(self, role: str) -> Path:
-        """Returns the folder that holds the weights for `role`.
-
-        Raises:
-            UnknownPack: the pack has no such role.
-        """
-        model = self.models.get(role)
-        if model is None:
-            roles = ", ".join(sorted(self.models))
-            raise UnknownPack(
-                f"pack {shown(self.name)} has no {shown(role)}; it has: {one_line(roles, 400)}"
-            )
-        return self.folder / model.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +91,10 @@ def find_pack(name_or_path: str, folders: Iterable[Path] | None = None) -> Pack:
     )
 
 
-def resolve_model(reference: str, folders: Iterable[Path] | None = None) -> Path | None:
-    """Returns the folder behind a pack member such as `tiny/draft`; None where it names no pack.
+def resolve_model(reference: str, folders: Iterable[Path] | None = None) -> str | None:
+    """Returns what a pack member such as `tiny/draft` stands for; None where it names no pack.
+
+    That is a path, or `repository@revision` of a model on the hub.
 
     Raises:
         CorruptPack: the pack is there and its manifest is not usable.
@@ -160,50 +105,8 @@ def resolve_model(reference: str, folders: Iterable[Path] | None = None) -> Path
         return None
     for folder in pack_folders(search_path() if folders is None else folders):
         if folder.name == name:
-            return load_pack(folder).model_folder(role)
+            return load_pack(folder).model_reference(role)
     return None
-
-
-def load_pack(folder: Path) -> Pack:
-    """Reads and checks the manifest in `folder`.
-
-    Raises:
-        CorruptPack: names the manifest's field and what is wrong with it.
-    """
-    manifest = folder / MANIFEST_NAME
-    try:
-        content = json.loads(manifest.read_bytes(), object_pairs_hook=_each_key_once)
-    except (OSError, ValueError) as error:
-        raise CorruptPack(f"{manifest}: cannot be read: {error}") from None
-    except RecursionError:
-        raise CorruptPack(f"{manifest}: cannot be read: it is nested too deep") from None
-    read = _Reader(manifest)
-    top = read.mapping(content, "the manifest")
-    version = read.integer(top, "format_version")
-    if version != FORMAT_VERSION:
-        raise read.refusal(
-            "format_version",
-            f"is {shown(version)}, this version reads {FORMAT_VERSION}; upgrade arbitrage",
-        )
-    models = {
-        role: PackModel(read.path(entry, "path"), read.text(entry, "kind"))
-        for role, entry in read.entries(top, "models")
-    }
-    files = tuple(_pack_file(read, entry) for entry in read.rows(top, "files"))
-    for role, model in models.items():
-        if not any(PurePosixPath(file.path).is_relative_to(model.path) for file in files):
-            inside = one_line(f"{model.path}/")
-            raise read.refusal(
-                "files", f"must list those of {one_line(role)}, which are in {inside}"
-            )
-    return Pack(
-        folder=folder,
-        name=read.text(top, "name"),
-        licence=read.text(top, "licence"),
-        description=read.text(top, "description"),
-        models=models,
-        files=files,
-    )
 
 
 def verify_pack(
@@ -217,7 +120,7 @@ def verify_pack(
     """
     damages = []
     for file in pack.files:
-        problem = _problem_of(pack.folder, file, on_bytes)
+        problem = problem_of(pack.files_folder, file, on_bytes)
         if problem is not None:
             damages.append(Damage(file.path, problem))
     listed = {file.path for file in pack.files}
@@ -226,7 +129,8 @@ def verify_pack(
     return tuple(damages)
 
 
-def _problem_of(folder: Path, file: PackFile, on_bytes: Callable[[int], object]) -> str | None:
+def problem_of(folder: Path, file: PackFile, on_bytes: Callable[[int], object]) -> str | None:
+    """Returns what is wrong with one file under `folder`; None where it is as it should be."""
     # Not Path.resolve, which raises on links that go in a circle.
     path = os.path.realpath(folder / file.path)
     if not Path(path).is_relative_to(os.path.realpath(folder)):
@@ -254,82 +158,11 @@ def _problem_of(folder: Path, file: PackFile, on_bytes: Callable[[int], object])
 
 def _present_paths(pack: Pack) -> Iterator[str]:
     """Yields what lies in the model folders, links to folders included, and the problems."""
-    for model_path in sorted({model.path for model in pack.models.values()}):
-        for parent, folder_names, file_names in os.walk(pack.folder / model_path):
-            inside = Path(parent).relative_to(pack.folder)
+    for model_path in sorted({model.path for model in pack.models.values() if model.path}):
+        for parent, folder_names, file_names in os.walk(pack.files_folder / model_path):
+            inside = Path(parent).relative_to(pack.files_folder)
             # Such a link is not walked into, but a loader would follow it.
             links = [name for name in folder_names if Path(parent, name).is_symlink()]
             yield from ((inside / name).as_posix() for name in sorted(links + file_names))
     if os.path.lexists(pack.folder / PROBLEMS_NAME):
         yield PROBLEMS_NAME
-
-
-def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Makes an object, or refuses one that other readers may understand differently."""
-    content: dict[str, object] = {}
-    for key, value in pairs:
-        if key in content:
-            raise ValueError(f"{shown(key)} is there twice in one object; keep one")
-        content[key] = value
-    return content
-
-
-def _pack_file(read: _Reader, entry: Mapping[str, object]) -> PackFile:
-    digest = read.text(entry, "sha256")
-    if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-        raise read.refusal("sha256", f"must be 64 lower-case hex digits, got {shown(digest)}")
-    size = read.integer(entry, "size_bytes")
-    if not 0 <= size <= _MOST_BYTES:
-        raise read.refusal("size_bytes", f"must be from 0 to {_MOST_BYTES}, got {shown(size)}")
-    return PackFile(read.path(entry, "path"), size, digest)
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Takes typed values out of a manifest, or says which one is wrong."""
-
-    manifest: Path
-
-    def refusal(self, field: str, problem: str) -> CorruptPack:
-        return CorruptPack(f"{self.manifest}: {field} {problem}")
-
-    def mapping(self, value: object, field: str) -> Mapping[str, object]:
-        if not isinstance(value, dict):
-            raise self.refusal(field, f"must be an object, got {type(value).__name__}")
-        return value
-
-    def text(self, entry: Mapping[str, object], field: str) -> str:
-        value = entry.get(field)
-        if not isinstance(value, str):
-            raise self.refusal(field, f"must be a string, got {shown(value)}")
-        # Nothing that no file name and no terminal can hold.
-        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-            raise self.refusal(field, f"must be text without NUL, got {shown(value)}")
-        return value
-
-    def integer(self, entry: Mapping[str, object], field: str) -> int:
-        value = entry.get(field)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise self.refusal(field, f"must be an integer, got {shown(value)}")
-        return value
-
-    def path(self, entry: Mapping[str, object], field: str) -> str:
-        value = self.text(entry, field)
-        path = PurePosixPath(value)
-        # A manifest may come from anywhere: it must not name a file outside its own folder.
-        if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in value:
-            raise self.refusal(field, f"must stay inside the pack, got {shown(value)}")
-        return path.as_posix()
-
-    def entries(
-        self, entry: Mapping[str, object], field: str
-    ) -> Iterator[tuple[str, Mapping[str, object]]]:
-        for name, value in self.mapping(entry.get(field), field).items():
-            yield name, self.mapping(value, f"{field}.{one_line(name)}")
-
-    def rows(self, entry: Mapping[str, object], field: str) -> Iterator[Mapping[str, object]]:
-        value = entry.get(field)
-        if not isinstance(value, list):
-            raise self.refusal(field, f"must be a list, got {shown(value)}")
-        for index, row in enumerate(value):
-            yield self.mapping(row, f"{field}[{index}]")

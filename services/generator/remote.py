@@ -31,7 +31,7 @@ from services.engines.engine_prompts import (
 from services.engines.engine_server import EngineServer
 from services.engines.loading import ModelLoadError
 from services.engines.openai_server import OpenAiServer
-from services.engines.packs import PackError
+from services.engines.pack_manifest import PackError
 from services.engines.remote_generator import RemoteGenerator, RemoteModel
 from services.engines.tgi_server import TgiServer
 from services.engines.tokenization import PieceTokenizer

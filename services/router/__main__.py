@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 from arbitrage.v1 import router_pb2
 from services.engines.base import RouterEngine
 from services.engines.loading import ModelLoadError
-from services.engines.packs import PackError
+from services.engines.pack_manifest import PackError
 from services.engines.revisions import RevisionError, RevisionStore, is_location
 from services.router.reloading import ReloadingRouter, RouterSource
 from services.router.servicer import RouterServicer

@@ -23,7 +23,8 @@ from services.engines.loading import (
     ModelLoadError,
     load_model,
 )
-from services.engines.packs import PackError, resolve_model
+from services.engines.pack_manifest import PackError
+from services.engines.packs import resolve_model
 from services.engines.scheduler import EngineOptions
 from services.rpc.program import StartError
 from services.rpc.settings import PositiveCount, ServerSettings, variable_of
@@ -182,6 +183,5 @@ async def in_daemon_thread(work: Callable[[], ResultT]) -> ResultT:
 
 
 def resolved_model(reference: str, role: str) -> str:
-    """Returns the folder where `reference` names a pack or a member of one, else `reference`."""
-    folder = resolve_model(reference) or resolve_model(f"{reference}/{role}")
-    return reference if folder is None else str(folder)
+    """Returns what a pack or a member of one stands for, where `reference` names it, else that."""
+    return resolve_model(reference) or resolve_model(f"{reference}/{role}") or reference

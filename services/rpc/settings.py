@@ -113,6 +113,11 @@ class ServerSettings(BaseModel):
     model_packs: str | None = Field(
         None, description="Folders with model packs, searched before the shipped ones."
     )
+    model_files: str | None = Field(
+        None,
+        description="Folder with the files of packs that were pulled; by default "
+        "~/.local/share/arbitrage/models.",
+    )
 
     @property
     def deployment(self) -> str | None:

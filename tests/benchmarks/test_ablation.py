@@ -72,8 +72,8 @@ def test_the_larger_miniature_is_built_into_a_pack_that_loads(tmp_path: Path) ->
     folder = build(SMALL, tmp_path, "cpu")
     pack = find_pack(str(folder))
     assert verify_pack(pack) == ()
-    load_model(str(pack.model_folder("draft")), ModelKind.CAUSAL_LM)
-    load_model(str(pack.model_folder("prm")), ModelKind.TOKEN_CLASSIFICATION)
-    load_model(str(pack.model_folder("router")), ModelKind.SEQUENCE_CLASSIFICATION)
+    load_model(str(pack.model_reference("draft")), ModelKind.CAUSAL_LM)
+    load_model(str(pack.model_reference("prm")), ModelKind.TOKEN_CLASSIFICATION)
+    load_model(str(pack.model_reference("router")), ModelKind.SEQUENCE_CLASSIFICATION)
     assert read_config(tmp_path / "router.toml").services.pack == str(folder)
     assert len((folder / "questions.jsonl").read_text().splitlines()) == SMALL.question_count

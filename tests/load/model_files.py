@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from services.engines.loading import LoadedModel, ModelKind, ModelLoadError, load_model
-from services.engines.packs import PackError, find_pack, load_pack, resolve_model, verify_pack
+from services.engines.pack_manifest import PackError, load_pack
+from services.engines.packs import find_pack, resolve_model, verify_pack
 from services.engines.revisions import RevisionError, RevisionStore
 from services.engines.router_format import FormatError, read_prm_format, read_router_format
 from services.engines.transformers_generator import TransformersGenerator
@@ -61,7 +62,7 @@ def _pack_manifests(folder: Path) -> Boundary:
         try:
             pack = load_pack(folder)
             for role in pack.models:
-                pack.model_folder(role)
+                pack.model_reference(role)
         except PackError as error:
             legible(str(error))
             return type(error).__name__

@@ -195,7 +195,7 @@ async def tiny_deployment() -> AsyncIterator[dict[str, str]]:
         pack = find_pack("tiny")
 
         def model(role: str, kind: ModelKind) -> Any:
-            return load_model(str(pack.model_folder(role)), kind)
+            return load_model(str(pack.model_reference(role)), kind)
 
         return (
             TransformersGenerator(model("draft", ModelKind.CAUSAL_LM)),

@@ -10,16 +10,8 @@ from typing import Any
 
 import pytest
 
-from services.engines.packs import (
-    CorruptPack,
-    UnknownPack,
-    find_pack,
-    load_pack,
-    pack_folders,
-    resolve_model,
-    search_path,
-    verify_pack,
-)
+from services.engines.pack_manifest import CorruptPack, UnknownPack, load_pack
+from services.engines.packs import find_pack, pack_folders, resolve_model, search_path, verify_pack
 
 BUNDLED = Path(__file__).resolve().parents[2] / "model_packs"
 WEIGHTS = b"not really weights"
@@ -59,7 +51,7 @@ def pack_folder(tmp_path: Path) -> Path:
 def test_a_good_pack_is_read_and_found_undamaged(pack_folder: Path) -> None:
     pack = load_pack(pack_folder)
     assert pack.name == "little"
-    assert pack.model_folder("draft") == pack_folder / "draft"
+    assert pack.model_reference("draft") == str(pack_folder / "draft")
     assert pack.size_bytes == len(WEIGHTS)
     assert verify_pack(pack) == ()
 
@@ -163,7 +155,7 @@ def test_a_missing_file_is_found(pack_folder: Path) -> None:
         ({"models": {"draft": {"path": ".", "kind": "causal-lm"}}}, "inside the pack"),
         (
             {"models": {"target": {"path": "target", "kind": "causal-lm"}}},
-            "files must list those of target, which are in target/",
+            "files must list those of target, which are in target",
         ),
         (
             {"files": [{"path": "draft/\0", "size_bytes": 1, "sha256": "0" * 64}]},
@@ -246,7 +238,7 @@ def test_the_environment_comes_before_the_bundled_packs() -> None:
 
 def test_a_member_of_a_pack_is_a_model_reference(pack_folder: Path) -> None:
     folders = [pack_folder.parent]
-    assert resolve_model("little/draft", folders) == pack_folder / "draft"
+    assert resolve_model("little/draft", folders) == str(pack_folder / "draft")
     assert resolve_model("someone/some-model", folders) is None
     assert resolve_model("little", folders) is None
     with pytest.raises(UnknownPack, match="has no 'target'; it has: draft"):
