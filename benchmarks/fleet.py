@@ -29,11 +29,22 @@ class Fleet:
 
 
 @asynccontextmanager
-async def running_fleet(pack: Pack | None = None, device: str = "cpu") -> AsyncIterator[Fleet]:
-    """Starts every service on free ports, the orchestrator's prefix cache off, and stops them."""
+async def running_fleet(
+    pack: Pack | None = None,
+    device: str = "cpu",
+    *,
+    threads: int = 1,
+    extra: Mapping[str, Mapping[str, str]] | None = None,
+) -> AsyncIterator[Fleet]:
+    """Starts every service on free ports, the orchestrator's prefix cache off, and stops them.
+
+    `extra` holds further variables by service name.
+    """
     pack = pack or find_pack(PACK)
     # A cached step costs nothing, so arms that share steps would flatter each other.
-    plan = FleetPlan(pack, ANY_PORTS, prefix_cache_mib=0, device=device)
+    plan = FleetPlan(
+        pack, ANY_PORTS, threads=threads, prefix_cache_mib=0, device=device, extra=extra or {}
+    )
     with tempfile.TemporaryDirectory(prefix="arbitrage-benchmark-") as folder:
         async with processes.running_fleet(plan, Path(folder)) as running:
             addresses = {name: service.address for name, service in running.services.items()}

@@ -87,7 +87,7 @@ def _add_up(parser: argparse.ArgumentParser) -> None:
         "--set",
         action="append",
         default=[],
-        type=_setting,
+        type=service_setting,
         metavar="NAME.SETTING=VALUE",
         help="any other setting of one service, such as orchestrator.max_steps=64",
     )
@@ -245,7 +245,8 @@ def _port(text: str) -> int:
     return _integer(text, 0, 65535)
 
 
-def _setting(text: str) -> ServiceSetting:
+def service_setting(text: str) -> ServiceSetting:
+    """Reads `NAME.SETTING=VALUE`."""
     path, equals, value = text.partition("=")
     name, dot, setting = path.partition(".")
     if not (equals and dot and setting) or name not in DEFAULT_PORTS:
