@@ -53,6 +53,8 @@ class ModelKind(Enum):
     CAUSAL_LM = "AutoModelForCausalLM"
     TOKEN_CLASSIFICATION = "AutoModelForTokenClassification"  # noqa: S105 - no password
     SEQUENCE_CLASSIFICATION = "AutoModelForSequenceClassification"
+    # No head that transformers knows: whoever asks for it brings one.
+    BASE = "AutoModel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +113,15 @@ class _Source:
 
 def load_model(
     reference: str,
-    kind: ModelKind,
+    kind: ModelKind | Callable[[Path], ModelKind],
     options: LoadOptions | None = None,
     model_id: str | None = None,
     revision: str | None = None,
 ) -> LoadedModel:
     """Loads the model that `reference` names: a folder, `org/name@revision`, or a `.gguf` file.
 
-    `model_id` is the name people see; without it, the folder's, the file's or the hub's.
+    `kind` may be told from the model's folder. `model_id` is the name people see; without it, the
+    folder's, the file's or the hub's.
     `revision` is what stands for the files where the caller knows it; without it, their digest.
 
     Raises:
@@ -130,6 +133,8 @@ def load_model(
         if revision is not None:
             identity = replace(source.identity, revision=_with_dtype(revision, options))
             source = replace(source, identity=identity)
+        if not isinstance(kind, ModelKind):
+            kind = kind(source.folder)
         return _load(reference, source, kind, options)
     except ModelLoadError:
         raise
@@ -147,9 +152,10 @@ def load_model(
         # What transformers and tokenizers raise on files they cannot read has no common class;
         # their words may be a page long.
         said = one_line(f"{type(error).__name__}: {error}", 400)
+        as_kind = f" as {kind.value}" if isinstance(kind, ModelKind) else ""
         raise ModelLoadError(
             reference,
-            f"it cannot be loaded as {kind.value} ({said})",
+            f"it cannot be loaded{as_kind} ({said})",
             "check the folder's files and that the model is of this kind",
         ) from error
 
@@ -166,7 +172,8 @@ def _load(reference: str, source: _Source, kind: ModelKind, options: LoadOptions
         source.folder, dtype=options.torch_dtype, output_loading_info=True, **extra
     )
     _refuse_random_weights(reference, model, report)
-    _refuse_another_head(reference, model, report, kind)
+    if kind is not ModelKind.BASE:
+        _refuse_another_head(reference, model, report, kind)
     extra.pop("use_safetensors", None)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, **extra)
     model.to(options.device)
@@ -177,8 +184,7 @@ def _load(reference: str, source: _Source, kind: ModelKind, options: LoadOptions
     else:
         ready = PackedModel(model)
         ready.verify()
-        head = linear = _head(reference, model, kind)
-        logit_count = linear.out_features
+        head, logit_count = _head(reference, model, kind)
     return LoadedModel(
         reference=reference,
         model=ready,
@@ -245,7 +251,10 @@ def _refuse_another_head(
     )
 
 
-def _head(reference: str, model: PreTrainedModel, kind: ModelKind) -> torch.nn.Linear:
+def _head(reference: str, model: PreTrainedModel, kind: ModelKind) -> tuple[torch.nn.Module, int]:
+    """Returns the head and how many logits it gives; a base model's hidden states pass as such."""
+    if kind is ModelKind.BASE:
+        return torch.nn.Identity(), model.config.hidden_size
     head = getattr(model, "lm_head" if kind is ModelKind.CAUSAL_LM else "score", None)
     if not isinstance(head, torch.nn.Linear):
         raise ModelLoadError(
@@ -253,7 +262,7 @@ def _head(reference: str, model: PreTrainedModel, kind: ModelKind) -> torch.nn.L
             f"{type(model).__name__} has no head where its kind keeps it",
             "use a decoder of the Llama, Qwen2 or Mistral kind",
         )
-    return head
+    return head, head.out_features
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -203,7 +203,12 @@ class PackedModel:
             dtype=weight.dtype,
             device=weight.device,
         )
-        self.max_context_tokens: int = config.max_position_embeddings
+        # Within a window, attention over it is attention over all. Qwen2 writes one into configs
+        # that do not use it; the loaded value tells.
+        window = getattr(config, "sliding_window", None)
+        self.max_context_tokens: int = min(
+            config.max_position_embeddings, window or config.max_position_embeddings
+        )
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -258,9 +263,6 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         raise UnsupportedModel(f"layers of type {', '.join(sorted(kinds))}")
-    # Qwen2 writes a window into configs that do not use it; the loaded value tells.
-    if getattr(config, "sliding_window", None) is not None:
-        raise UnsupportedModel(f"sliding-window attention (sliding_window={config.sliding_window})")
     if getattr(config, "attn_logit_softcapping", None) is not None:
         raise UnsupportedModel(f"softcapped attention ({config.attn_logit_softcapping})")
     if any(name.endswith("sinks") for name, _ in model.named_parameters()):

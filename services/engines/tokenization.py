@@ -45,6 +45,11 @@ class PieceTokenizer:
         """Returns the ids of the pieces, one after the other."""
         return [token_id for piece in pieces for token_id in self.encode(piece)]
 
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Returns the ids of a text, and for each the character of the text at which it ends."""
+        (encoded,) = self._backend.encode_batch([text], add_special_tokens=False)
+        return encoded.ids, [end for _, end in encoded.offsets]
+
     async def encode_each_async(self, pieces: Sequence[str]) -> list[tuple[int, ...]]:
         """Returns the ids of each piece, without holding up the event loop on a long text."""
         if sum(map(len, pieces)) > _LONGEST_INLINE_TEXT:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from arbitrage.core.errors import ContextTooLong
 from arbitrage.core.ports import RouterDescription
 from arbitrage.core.steps import SEPARATOR, ModelIdentity, Score, Source, Step, Trajectory
@@ -9,48 +11,36 @@ from services.engines.base import Advantage, EngineStats, StepScores
 from services.engines.encoder import EncoderModel
 from services.engines.encoder_reader import EncoderReader
 from services.engines.loading import LoadedModel, ModelLoadError
-from services.engines.router_format import (
-    FormatError,
-    PrmFormat,
-    RouterFormat,
-    SoftmaxRule,
-    read_prm_format,
-    read_router_format,
-)
+from services.engines.prm_families import find_family, separator_ids
+from services.engines.router_format import FormatError, RouterFormat, read_router_format
 from services.engines.router_input import CandidateTooLong, router_pieces, router_tokens
 from services.engines.scheduler import EngineOptions
 from services.engines.sequence_reader import SequenceReader, refuse_longer
 
-_PRM_LABEL_COUNT = 2
-
 
 class TransformersPrm:
-    """Implements `PrmEngine` over a token classifier trained by TRL's PRM trainer.
+    """Implements `PrmEngine` over a process reward model of a known family.
 
-    The input is the problem with the suffix that `prm.json` gives it, and then each step with its
-    separator; the score of a step is the probability of the positive label at its separator's
-    last token.
+    The family says how problem and steps are written, and reads a step's score from the logits at
+    the position where the step is judged. `family` names it; without, the checkpoint tells.
     """
 
-    def __init__(self, loaded: LoadedModel, options: EngineOptions | None = None) -> None:
-        self._format = _prm_format(loaded)
-        self._rule = SoftmaxRule(self._format.positive_label)
+    def __init__(
+        self, loaded: LoadedModel, options: EngineOptions | None = None, family: str | None = None
+    ) -> None:
+        found = find_family(loaded.folder, loaded.reference, family)
+        parts = found.fit(loaded)
+        self.family = found.name
+        self._layout = parts.layout
+        self._rule = parts.rule
         self._identity = loaded.identity
         self._tokenizer = loaded.tokenizer
-        # TRL puts a bos before the problem wherever the tokenizer has one.
-        self._start_ids = [] if loaded.bos_id is None else [loaded.bos_id]
-        self._separator_ids = separator_ids(loaded, self._format.separator)
-        self._reader = SequenceReader(loaded, options, "prm")
+        self._reader = SequenceReader(replace(loaded, head=parts.head), options, "prm")
 
     @property
     def identity(self) -> ModelIdentity:
         """Names the weights."""
         return self._identity
-
-    @property
-    def family(self) -> str:
-        """Names the input format."""
-        return self._format.family
 
     @property
     def max_context_tokens(self) -> int:
@@ -83,15 +73,11 @@ class TransformersPrm:
             raise ValueError(f"skip_count: expected 0 to {len(steps)}, got {skip_count}")
         if skip_count == len(steps):
             return StepScores((), self._identity)
-        texts = [problem + self._format.prompt_suffix, *(step.text for step in steps)]
-        refuse_longer(self._tokenizer.least_token_count(texts), self.max_context_tokens)
-        prompt_ids, *step_ids = await self._tokenizer.encode_each_async(texts)
-        tokens = [*self._start_ids, *prompt_ids]
-        positions: list[int] = []
-        for ids in step_ids:
-            tokens += (*ids, *self._separator_ids)
-            positions.append(len(tokens) - 1)
-        reading = await self._reader.read(tokens, positions[skip_count:])
+        texts = [step.text for step in steps]
+        pieces = self._layout.pieces(problem, texts)
+        refuse_longer(self._tokenizer.least_token_count(pieces), self.max_context_tokens)
+        laid_out = await self._layout.lay_out(problem, texts)
+        reading = await self._reader.read(laid_out.tokens, laid_out.positions[skip_count:])
         return StepScores(
             values=tuple(self._rule.score(logits) for logits in reading.logits),
             model=self._identity,
@@ -187,34 +173,6 @@ class TransformersRouter:
             cached_token_count=reading.cached_token_count,
         )
         return Advantage(score, truncated_count)
-
-
-def separator_ids(loaded: LoadedModel, separator: str) -> tuple[int, ...]:
-    ids = loaded.tokenizer.encode(separator)
-    if not ids:
-        raise ModelLoadError(
-            loaded.reference,
-            f"its tokenizer turns the separator {separator!r} into no token, so no step has a "
-            "place to be judged at",
-            "use a tokenizer that keeps newlines",
-        )
-    return ids
-
-
-def _prm_format(loaded: LoadedModel) -> PrmFormat:
-    path = loaded.folder / "prm.json"
-    try:
-        known = read_prm_format(path) if path.exists() else PrmFormat()
-    except FormatError as error:
-        raise ModelLoadError(loaded.reference, f"prm.json: {error}", "correct prm.json") from error
-    if loaded.logit_count != _PRM_LABEL_COUNT:
-        raise ModelLoadError(
-            loaded.reference,
-            f"the head gives {loaded.logit_count} logits, but the family {known.family} reads "
-            f"{_PRM_LABEL_COUNT}",
-            "use a token classifier with two labels",
-        )
-    return known
 
 
 def _router_format(loaded: LoadedModel) -> RouterFormat:

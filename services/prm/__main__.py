@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 from arbitrage.v1 import prm_pb2
 from services.engines.loading import ModelKind
+from services.engines.prm_families import find_family
 from services.engines.transformers_scorers import TransformersPrm
 from services.prm.servicer import PrmServicer
 from services.prm.settings import PrmSettings
@@ -19,9 +22,13 @@ from services.rpc.telemetry import Telemetry
 @asynccontextmanager
 async def build(settings: PrmSettings, telemetry: Telemetry) -> AsyncIterator[PrmServicer]:
     """Makes the servicer around a loaded, warm model."""
-    async with running_engine(
-        settings, telemetry, "prm", ModelKind.TOKEN_CLASSIFICATION, TransformersPrm
-    ) as engine:
+    named = settings.prm_family
+
+    def kind(folder: Path) -> ModelKind:
+        return find_family(folder, settings.model, named).kind
+
+    build_engine = partial(TransformersPrm, family=named)
+    async with running_engine(settings, telemetry, "prm", kind, build_engine) as engine:
         yield PrmServicer(engine)
 
 

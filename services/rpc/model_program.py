@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from pathlib import Path
 from threading import Thread
 from typing import Annotated, Literal, TypeVar
 
@@ -110,7 +111,7 @@ async def running_engine(
     settings: ModelSettings,
     telemetry: Telemetry,
     role: str,
-    kind: ModelKind,
+    kind: ModelKind | Callable[[Path], ModelKind],
     build: Callable[[LoadedModel, EngineOptions], EngineT],
 ) -> AsyncIterator[EngineT]:
     """Loads the model of a program, makes its first call, and closes it on the way out.
@@ -152,7 +153,10 @@ async def made_ready(engine: Engine) -> None:
 
 
 def load_as_told(
-    settings: ModelSettings, reference: str, kind: ModelKind, revision: str | None = None
+    settings: ModelSettings,
+    reference: str,
+    kind: ModelKind | Callable[[Path], ModelKind],
+    revision: str | None = None,
 ) -> LoadedModel:
     """Loads a model on the device and in the number format that the settings name.
 

@@ -266,13 +266,12 @@ def test_a_tied_head_is_not_missed(tmp_path: Path) -> None:
     assert loaded.packed.model.lm_head.weight.data_ptr() == embeddings.data_ptr()
 
 
-def test_a_model_with_a_sliding_window_is_refused(tmp_path: Path) -> None:
+def test_a_model_with_a_sliding_window_serves_what_fits_it(tmp_path: Path) -> None:
     reference = save(tmp_path, random_model("mistral"))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"sliding_window": 16}))
 
-    with pytest.raises(ModelLoadError, match="sliding-window attention"):
-        load_model(reference, ModelKind.CAUSAL_LM)
+    assert load_model(reference, ModelKind.CAUSAL_LM).packed.max_context_tokens == 16
 
 
 def test_a_tokenizer_that_cuts_texts_is_kept_from_it(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_verify_refuses_a_model_whose_attention_goes_its_own_way() -> None:
         PackedModel(model).verify()
 
 
-def test_a_sliding_window_is_refused() -> None:
+def test_a_sliding_window_bounds_the_context() -> None:
     config = MistralConfig(
         vocab_size=32,
         hidden_size=16,
@@ -90,8 +90,10 @@ def test_a_sliding_window_is_refused() -> None:
         num_key_value_heads=2,
         sliding_window=8,
     )
-    with pytest.raises(UnsupportedModel, match="sliding_window=8"):
-        PackedModel(MistralForCausalLM(config))
+    model = PackedModel(MistralForCausalLM(config))
+    # Within the window it is the attention that a packed forward computes.
+    model.verify()
+    assert model.max_context_tokens == 8
 
 
 def test_softcaps_and_mixed_layers_are_refused() -> None:

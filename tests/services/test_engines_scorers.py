@@ -296,7 +296,7 @@ def test_a_prm_with_three_labels_is_refused(tmp_path: Path) -> None:
     loaded = load_model(
         save(tmp_path, random_classifier("token", 3)), ModelKind.TOKEN_CLASSIFICATION
     )
-    with pytest.raises(ModelLoadError, match=r"gives 3 logits.*reads 2"):
+    with pytest.raises(ModelLoadError, match=r"gives 3 logits.*gives 2"):
         TransformersPrm(loaded)
 
 
