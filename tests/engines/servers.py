@@ -30,18 +30,23 @@ class EngineProcess:
     url: str
     log: Path
 
-    def cancelled_count(self) -> int:
-        """Returns how many requests the server says were left before their end."""
+    def work(self) -> float:
+        """Returns a count to compare with: of connections left, or of tokens decoded for vLLM."""
         if self.kind == "llamacpp":
             return self.log.read_text(errors="replace").count("Disconnected from client")
+        return self._metric("vllm:generation_tokens_total")
+
+    def has_stopped(self, work_before: float, max_tokens: int) -> bool:
+        """Whether it has given up, before its end, the one request that came since then."""
+        done = self.work() - work_before
+        if self.kind == "llamacpp":
+            return done > 0
+        return self._metric("vllm:num_requests_running") == 0.0 and 0.0 < done < max_tokens
+
+    def _metric(self, name: str) -> float:
         with urllib.request.urlopen(f"{self.url}/metrics") as answer:
             lines = answer.read().decode().splitlines()
-        aborted = [
-            line
-            for line in lines
-            if line.startswith("vllm:request_success_total{") and 'finished_reason="abort"' in line
-        ]
-        return sum(round(float(line.rsplit(" ", 1)[1])) for line in aborted)
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{"))
 
 
 @contextmanager
