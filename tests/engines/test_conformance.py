@@ -94,9 +94,11 @@ async def in_process(weights: LoadedModel) -> AsyncIterator[GeneratorEngine]:
 
 
 @pytest.fixture(params=["in-process", "vllm", "llamacpp"])
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[GeneratorEngine]:
+async def engine(
+    request: pytest.FixtureRequest, weights: LoadedModel
+) -> AsyncIterator[GeneratorEngine]:
     if request.param == "in-process":
-        async with in_process(request.getfixturevalue("weights")) as found:
+        async with in_process(weights) as found:
             yield found
     else:
         async with remote(request.getfixturevalue(request.param).url) as found:
