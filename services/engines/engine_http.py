@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from codecs import getincrementaldecoder
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import httpx2
 from arbitrage.core.errors import ArbitrageError, Internal, ModelUnavailable, Overloaded
 from arbitrage.core.shown import one_line
 from arbitrage.pem import PemError, read_pem
+from services.engines.engine_transport import LentTransport, Utf8Transport
 
 _CONNECT_TIMEOUT_S = 5.0
 _LONGEST_SAID = 400  # characters of a server's own words that an error repeats
@@ -110,7 +110,7 @@ class HttpServer:
             max_connections=options.max_connections,
             max_keepalive_connections=options.max_connections,
         )
-        self._transport = _Utf8Transport(
+        self._transport = Utf8Transport(
             httpx2.AsyncHTTPTransport(verify=_ssl_context(options), trust_env=False, limits=limits)
         )
         self._api_key = options.api_key
@@ -120,7 +120,7 @@ class HttpServer:
         """Returns a client of this server's connections; closing it leaves them open."""
         timeout = httpx2.Timeout(self._silence_timeout_s, connect=_CONNECT_TIMEOUT_S)
         return httpx2.AsyncClient(
-            transport=_Lent(self._transport, self._api_key, timeout),
+            transport=LentTransport(self._transport, self._api_key, timeout),
             # Compressed text would be held back until a block of it is full, and checked too late.
             headers={"Accept-Encoding": "identity"},
             trust_env=False,
@@ -230,61 +230,6 @@ class HttpServer:
             async with self._client.stream(method, self.url + path, json=body) as response:
                 await self.check(response)
                 return self.parsed(await response.aread())
-
-
-class _Utf8Stream(httpx2.AsyncByteStream):
-    """Passes bytes on as long as they are UTF-8. The client itself would put U+FFFD and go on."""
-
-    def __init__(self, inner: httpx2.AsyncByteStream) -> None:
-        self._inner = inner
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        decoder = getincrementaldecoder("utf-8")()
-        async for part in self._inner:
-            decoder.decode(part)
-            yield part
-        decoder.decode(b"", final=True)
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
-class _Utf8Transport(httpx2.AsyncBaseTransport):
-    """Sends requests, and checks that answers are text."""
-
-    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
-        self._inner = inner
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        response = await self._inner.handle_async_request(request)
-        assert isinstance(response.stream, httpx2.AsyncByteStream)
-        response.stream = _Utf8Stream(response.stream)
-        return response
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
-class _Lent(httpx2.AsyncBaseTransport):
-    """A transport that stays open when the client that has it is closed.
-
-    It shows the server's key, and no other that a client may have found on this machine; and it
-    waits as long as the server is given, whatever a client is used to.
-    """
-
-    def __init__(
-        self, inner: httpx2.AsyncBaseTransport, api_key: str | None, timeout: httpx2.Timeout
-    ) -> None:
-        self._inner = inner
-        self._api_key = api_key
-        self._timeout = timeout
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        request.headers.pop("Authorization", None)
-        if self._api_key is not None:
-            request.headers["Authorization"] = f"Bearer {self._api_key}"
-        request.extensions = {**request.extensions, "timeout": self._timeout.as_dict()}
-        return await self._inner.handle_async_request(request)
 
 
 def read_key(path: Path) -> str:

@@ -72,12 +72,17 @@ async def running_remote_engine(
     except (ModelLoadError, PackError) as error:
         raise StartError(f"{variable_of('engine_tokenizer')}: {error}") from error
     try:
-        engine = RemoteGenerator(parts.server, await _remote_model(settings, parts))
+        model = await _remote_model(settings, parts)
+    except BaseException:
+        await parts.server.close()
+        raise
+    engine = RemoteGenerator(parts.server, model)
+    try:
         await _warm_up(engine)
         telemetry.registry.register(EngineMetrics(engine, settings.role))
         yield engine
     finally:
-        await parts.server.close()
+        await engine.close()
 
 
 async def _warm_up(engine: RemoteGenerator) -> None:

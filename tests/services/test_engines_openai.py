@@ -16,6 +16,7 @@ from arbitrage.core.errors import (
     ArbitrageError,
     ContextTooLong,
     Internal,
+    NotServing,
     Overloaded,
     TargetUnavailable,
 )
@@ -263,6 +264,20 @@ async def test_many_calls_run_at_once_and_one_too_many_is_refused() -> None:
         may_go_on.set()
         steps = [await call for call in calls]
     assert {step.text for step in steps} == {"1 + 1 = 2."}
+
+
+async def test_a_closing_engine_ends_what_is_under_way_and_takes_no_more() -> None:
+    fake = FakeOpenAi(TWO_STEPS, may_go_on=asyncio.Event())
+    asked = StepRequest(Trajectory("1 + 1?"), max_tokens=20, stream_text=True)
+    async with generator(fake) as (engine, server):
+        items = engine.generate_step(asked)
+        assert await anext(items) == "1"
+        await engine.close()
+        with pytest.raises(NotServing):
+            await anext(items)
+        with pytest.raises(NotServing):
+            await write(engine, ASKED)
+        await until(lambda: server.gone_count == 1)
 
 
 async def test_what_does_not_fit_the_context_is_not_sent(tokenizer: PieceTokenizer) -> None:

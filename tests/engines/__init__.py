@@ -1,0 +1,1 @@
+"""Real servers of language models, installed for these tests, behind our generator."""
