@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import jsonschema
-import kubernetes_validate
 from referencing import Registry, Resource
 
 from tests.charts.rendering import Object
@@ -18,7 +17,6 @@ from tests.charts.rendering import Object
 # The oldest that Chart.yaml allows, and the newest that is known.
 VERSIONS: Final = ("1.30.0", "1.37.0")
 _CUSTOM: Final = Path(__file__).parent / "schemas"
-_BUILT_IN: Final = files(kubernetes_validate) / "kubernetes-json-schema"
 
 
 def problems(found: Object, version: str) -> list[str]:
@@ -35,13 +33,16 @@ def _validator(api: str, kind: str, version: str) -> Any:
     if custom.exists():
         return jsonschema.Draft202012Validator(json.loads(gzip.decompress(custom.read_bytes())))
     short = f"{group.split('.')[0]}-{of_group}" if group else of_group
-    folder = _BUILT_IN / f"v{version}-local-strict"
-    schema = json.loads((folder / f"{kind.lower()}-{short}.json").read_text())
+    schema = _built_in(version, f"{kind.lower()}-{short}")
     return jsonschema.Draft202012Validator(schema, registry=_registry(version))
 
 
 @cache
 def _registry(version: str) -> Any:
-    text = (_BUILT_IN / f"v{version}-local-strict" / "_definitions.json").read_text()
     empty: Any = Registry()
-    return Resource.from_contents(json.loads(text)) @ empty
+    return Resource.from_contents(_built_in(version, "_definitions")) @ empty
+
+
+def _built_in(version: str, name: str) -> Any:
+    folder = files("kubernetes_validate") / "kubernetes-json-schema" / f"v{version}-local-strict"
+    return json.loads((folder / f"{name}.json").read_text())

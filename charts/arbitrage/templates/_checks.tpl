@@ -64,6 +64,11 @@ fix. All of them are told at once.
 - {{ printf "%s.settings.%s: ARBITRAGE_%s is made by the chart of other values; set those instead (docs/deploy.md)" $name $setting $setting | quote }}
 {{- end }}
 {{- end }}
+{{- range $setting, $_ := $c.settings }}
+{{- if hasPrefix "ARBITRAGE_" $setting }}
+- {{ printf "%s.settings.%s: leave out ARBITRAGE_, the chart puts it before" $name $setting | quote }}
+{{- end }}
+{{- end }}
 {{- range $entry := $c.extraEnv }}
 {{- if hasPrefix "ARBITRAGE_" $entry.name }}
 - {{ printf "%s.extraEnv: %s belongs in %s.settings, as %s" $name $entry.name $name (trimPrefix "ARBITRAGE_" $entry.name) | quote }}
