@@ -5,8 +5,16 @@ from __future__ import annotations
 from tests.charts.rendering import Object, containers
 
 _VOLUMES = frozenset(
-    ("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral")
-    + ("persistentVolumeClaim", "projected", "secret")
+    [
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    ]
 )
 
 

@@ -42,7 +42,10 @@ BY_SCHEMA = [
     (deeply("target.replica", 1), ("/target'", "additional properties 'replica' not allowed")),
     (deeply("target.autoscaling.keda.url", "x"), ("/target/autoscaling/keda", "'url' not allowed")),
     (deeply("redis.bundled.persistence.on", True), ("/redis/bundled/persistence", "'on'")),
-    (deeply("target.autoscaling.mode", "vpa"), ("/target/autoscaling/mode", "one of 'none', 'hpa'")),
+    (
+        deeply("target.autoscaling.mode", "vpa"),
+        ("/target/autoscaling/mode", "one of 'none', 'hpa'"),
+    ),
     (deeply("target.autoscaling.mode", ["hpa", "keda"]), ("/target/autoscaling/mode", "one of")),
     (deeply("target.security.runAsUser", 0), ("/target/security/runAsUser", "minimum")),
     (deeply("target.resources.limits.memory", "lots"), ("/target/resources/limits/memory", "lots")),
@@ -67,7 +70,7 @@ BY_SCHEMA = [
 # What the templates refuse, because it is about values together.
 BY_TEMPLATE = [
     (of("target", enabled=False), "target.enabled: is false, but no request goes without it"),
-    (of("orchestrator", address="a:1"), "orchestrator.address: is \"a:1\""),
+    (of("orchestrator", address="a:1"), 'orchestrator.address: is "a:1"'),
     (
         of("target", drain={"graceSeconds": 300}),
         "target.drain.terminationGracePeriodSeconds: is 135, and the pod would be killed while "
@@ -213,7 +216,10 @@ BY_TEMPLATE = [
         "routerTraining.store.accessMode: is ReadWriteOnce, but 4 shards write to it at once",
     ),
     (
-        {"routerTraining": {**TRAINING, "train": {"fromFeedback": True}}, "redis": {"mode": "none"}},
+        {
+            "routerTraining": {**TRAINING, "train": {"fromFeedback": True}},
+            "redis": {"mode": "none"},
+        },
         "routerTraining.train.fromFeedback: is true, but redis.mode is none, and the feedback",
     ),
     (deeply("auth.keysSecret", "keys"), "tests.apiKeySecret.name: is empty, but auth.keysSecret"),

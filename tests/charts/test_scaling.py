@@ -55,7 +55,9 @@ def test_without_an_autoscaler_the_number_is_that_of_the_values() -> None:
     assert not of_kind(objects, "HorizontalPodAutoscaler") | of_kind(objects, "ScaledObject")
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("hpa", "HorizontalPodAutoscaler"), ("keda", "ScaledObject")])
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("hpa", "HorizontalPodAutoscaler"), ("keda", "ScaledObject")]
+)
 def test_each_component_has_one_autoscaler_at_most_and_it_names_its_deployment(
     mode: str, kind: str
 ) -> None:
@@ -110,7 +112,9 @@ def test_scale_to_zero_is_kedas_and_comes_back_with_the_first_step() -> None:
 
 
 def test_an_hpa_goes_by_external_metrics_of_this_release() -> None:
-    metrics = target(scaled({"mode": "hpa"}, "target"), "HorizontalPodAutoscaler")["spec"]["metrics"]
+    metrics = target(scaled({"mode": "hpa"}, "target"), "HorizontalPodAutoscaler")["spec"][
+        "metrics"
+    ]
     assert [metric["external"]["metric"] for metric in metrics] == [
         {"name": f"arbitrage_target_{what}", "selector": {"matchLabels": {"release": "try"}}}
         for what in ("demand", "load")
@@ -132,7 +136,10 @@ def test_rules_record_what_an_hpa_goes_by_and_under_the_labels_that_it_asks_for(
     }
     [rule] = of_kind(rendered(values), "PrometheusRule").values()
     records = {
-        one["record"]: one for group in rule["spec"]["groups"] for one in group["rules"] if "record" in one
+        one["record"]: one
+        for group in rule["spec"]["groups"]
+        for one in group["rules"]
+        if "record" in one
     }
     assert records["arbitrage:target_load:sum"]["expr"] == LOAD
     assert records["arbitrage:target_load:sum"]["labels"] == {

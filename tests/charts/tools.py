@@ -76,7 +76,9 @@ def _fetch_promtool() -> None:
             ("sh", "-c", "dpkg-deb --extract prometheus_*.deb ."),
         ):
             if subprocess.run(command, check=False, cwd=folder).returncode != 0:
-                raise SystemExit("promtool is missing: apt-get update && apt-get install prometheus")
+                raise SystemExit(
+                    "promtool is missing: apt-get update && apt-get install prometheus"
+                )
         _write(HOME / "promtool", (Path(folder) / "usr/bin/promtool").read_bytes())
 
 
