@@ -74,4 +74,5 @@ def _peers(given: list[Object] | None, labels: dict[str, Object]) -> Iterator[st
 
 
 def _selects(selector: Object, labels: Object) -> bool:
-    return selector["matchLabels"].items() <= labels.items()
+    wanted: Object = selector["matchLabels"]
+    return wanted.items() <= labels.items()

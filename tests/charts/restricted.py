@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from tests.charts.rendering import Object, containers
 
-_VOLUMES = frozenset(
-    [
-        "configMap",
-        "csi",
-        "downwardAPI",
-        "emptyDir",
-        "ephemeral",
-        "persistentVolumeClaim",
-        "projected",
-        "secret",
-    ]
-)
+_VOLUMES = {
+    *("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral"),
+    *("persistentVolumeClaim", "projected", "secret"),
+}
 
 
 def breaches(pod: Object) -> list[str]:

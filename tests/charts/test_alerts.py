@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.charts.rendering import CHART, NAMESPACE, ROOT, of_kind, rendered
-from tests.charts.tools import promtool
+from tests.charts.rendering import CHART, NAMESPACE, of_kind, rendered
+from tests.charts.tools import ROOT, promtool
 
 pytestmark = pytest.mark.deploy
 

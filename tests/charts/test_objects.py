@@ -28,6 +28,7 @@ from tests.charts.rendering import (
 )
 from tests.charts.restricted import breaches
 from tests.charts.schemas import VERSIONS, problems
+from tests.charts.tools import ROOT
 
 pytestmark = pytest.mark.deploy
 

@@ -17,6 +17,7 @@ from tests.charts.rendering import (
     of_kind,
     rendered,
 )
+from tests.charts.tools import ROOT
 
 pytestmark = pytest.mark.deploy
 
