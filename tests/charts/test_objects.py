@@ -16,7 +16,6 @@ from tests.charts.rendering import (
     COMPONENTS,
     EXAMPLES,
     NAMESPACE,
-    ROOT,
     containers,
     environment,
     helm,

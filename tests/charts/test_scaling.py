@@ -11,7 +11,6 @@ from tests.charts.cases import CASES
 from tests.charts.rendering import (
     COMPONENTS,
     NAMESPACE,
-    ROOT,
     Object,
     notes,
     of_kind,
