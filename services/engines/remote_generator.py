@@ -85,10 +85,11 @@ class _StepUnderWay:
         # A call that ends has written a token, or a model that says nothing is asked for ever.
         self.token_count += max(count, 1)
         if self.round_index == 0:
+            prompt_count = end.prompt_token_count
+            if prompt_count is None:
+                prompt_count = len(prompt.token_ids or ())
             self.cached_token_count = end.cached_token_count
-            self.prefill_token_count = max(
-                (end.prompt_token_count or 0) - end.cached_token_count, 0
-            )
+            self.prefill_token_count = max(prompt_count - end.cached_token_count, 0)
         self.round_index += 1
 
 

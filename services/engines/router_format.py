@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from arbitrage.core.calibration import CalibrationTable
+from arbitrage.core.ports import RouterDescription
 from arbitrage.core.shown import one_line, shown
-from arbitrage.core.steps import SEPARATOR
+from arbitrage.core.steps import SEPARATOR, ModelIdentity
 
 FORMAT_VERSION = 1
 TRL_FAMILY = "trl-token-classification"
@@ -91,6 +92,18 @@ class RouterFormat:
     calibration: CalibrationTable
     prior_logit_shift: float = 0.0
     advantage_margin: float = 0.0
+
+    def description(self, identity: ModelIdentity) -> RouterDescription:
+        """Returns what the router of that identity says of itself."""
+        return RouterDescription(
+            model=identity,
+            default_threshold=self.default_threshold,
+            calibration=self.calibration,
+            is_annotated=self.is_annotated,
+            score_rule=self.score_rule.kind,
+            prior_logit_shift=self.prior_logit_shift,
+            advantage_margin=self.advantage_margin,
+        )
 
 
 @dataclass(frozen=True, slots=True)

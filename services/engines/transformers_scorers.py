@@ -112,16 +112,7 @@ class TransformersRouter:
     @property
     def description(self) -> RouterDescription:
         """What the router says of itself."""
-        known = self._format
-        return RouterDescription(
-            model=self._identity,
-            default_threshold=known.default_threshold,
-            calibration=known.calibration,
-            is_annotated=known.is_annotated,
-            score_rule=known.score_rule.kind,
-            prior_logit_shift=known.prior_logit_shift,
-            advantage_margin=known.advantage_margin,
-        )
+        return self._format.description(self._identity)
 
     @property
     def max_context_tokens(self) -> int:

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from services.rpc.model_program import ModelSettings
+from services.rpc.judge_settings import JudgeSettings
 from services.rpc.settings import Port
 
 
-class PrmSettings(ModelSettings):
+class PrmSettings(JudgeSettings):
     """What a PRM can be told."""
 
     port: Port = Field(50053, description="Port of the gRPC server; 0 takes a free one.")

@@ -8,7 +8,8 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from grpc_health.v1 import health_pb2
@@ -23,6 +24,7 @@ from services.router.servicer import RouterServicer
 from services.router.settings import RouterSettings
 from services.router.sources import FixedRouter, PromotedRouters, RouterFolder
 from services.router.telemetry import ReloadMetrics, register
+from services.rpc.judge_program import kserve_needed, running_remote_judge
 from services.rpc.model_program import (
     EngineMetrics,
     in_daemon_thread,
@@ -41,7 +43,34 @@ RELOAD_HEALTH = f"{_SERVICE.full_name}.reload"
 
 @asynccontextmanager
 async def build(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator[RouterServicer]:
-    """Makes the servicer around a loaded, warm model, which is replaced when a new one comes."""
+    """Makes the servicer around a loaded, warm model, here or on another server."""
+    async with _engine(settings, telemetry) as engine, _predictor(settings, engine):
+        yield RouterServicer(engine)
+
+
+def _engine(
+    settings: RouterSettings, telemetry: Telemetry
+) -> AbstractAsyncContextManager[RouterEngine]:
+    if settings.engine == "transformers":
+        return _reloading_router(settings, telemetry)
+    with kserve_needed("engine"):
+        from services.router.predictor import remote_router
+    return running_remote_judge(settings, telemetry, "router", partial(remote_router, settings))
+
+
+def _predictor(settings: RouterSettings, engine: RouterEngine) -> AbstractAsyncContextManager[None]:
+    if not settings.is_predictor:
+        return nullcontext()
+    with kserve_needed("kserve_http_port"):
+        from services.router.predictor import predictor
+    return predictor(settings, engine)
+
+
+@asynccontextmanager
+async def _reloading_router(
+    settings: RouterSettings, telemetry: Telemetry
+) -> AsyncIterator[ReloadingRouter]:
+    """Makes a router of this process, which is replaced when a new one comes."""
     async with _opened_source(settings) as source:
         revision = await asyncio.to_thread(source.latest)
         engine: RouterEngine = await in_daemon_thread(lambda: source.load(revision))
@@ -57,7 +86,7 @@ async def build(settings: RouterSettings, telemetry: Telemetry) -> AsyncIterator
             interval_s = settings.reload_interval_s if is_watched else 0.0
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(_watch(router, telemetry, interval_s))
-                yield RouterServicer(router)
+                yield router
                 watch.cancel()
         finally:
             await router.close()

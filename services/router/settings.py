@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from services.rpc.model_program import ModelSettings
-from services.rpc.settings import Port
+from services.rpc.judge_settings import JudgeSettings
+from services.rpc.settings import Port, variable_of
 
 
-class RouterSettings(ModelSettings):
+class RouterSettings(JudgeSettings):
     """What a router can be told.
 
     `model` may also be a location that routers are promoted to: a folder, or a URL that fsspec
@@ -25,6 +26,20 @@ class RouterSettings(ModelSettings):
         allow_inf_nan=False,
         description="Time between looks for a promoted router, in seconds; 0 never looks.",
     )
+    engine_router_json: Path | None = Field(
+        None,
+        description="router.json of the checkpoint that another server runs: how its scores are "
+        "read. Needed with ARBITRAGE_ENGINE=oip.",
+    )
     model_cache: Path | None = Field(
         None, description="Folder for routers fetched from a URL; by default a temporary one."
     )
+
+    @model_validator(mode="after")
+    def _remote_router_is_described(self) -> Self:
+        if (self.engine == "transformers") != (self.engine_router_json is None):
+            raise ValueError(
+                f"{variable_of('engine_router_json')}: goes with ARBITRAGE_ENGINE=oip; set both or "
+                "neither"
+            )
+        return self

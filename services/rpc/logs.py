@@ -61,6 +61,8 @@ def set_up_logging(log_format: str, level: str, component: str) -> None:
     handler.setFormatter(JsonFormatter(component) if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(capture=True)
+    # It has a line for every request to another engine, as often as there are steps.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 def _fields_of(record: logging.LogRecord) -> Mapping[str, Field]:

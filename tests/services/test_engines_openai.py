@@ -177,13 +177,15 @@ async def test_prompts_go_as_token_ids_where_the_server_takes_them(
     for dialect in ("vllm", "llama"):
         fake = FakeOpenAi(TWO_STEPS, dialect)
         async with generator(fake, tokenizer=tokenizer) as (engine, _):
-            await write(engine, asked)
+            step = await write(engine, asked)
         prompt = fake.bodies[-1]["prompt"]
         if dialect == "vllm":
             assert prompt[0] == 1
             assert tokenizer.decode(prompt) == "1?\nTwo\n\n"
+            assert step.prefill_token_count == 7  # as its `usage` says
         else:
             assert prompt == "1?\nTwo\n\n"
+            assert step.prefill_token_count == 1 + len("1?\nTwo") + 1
 
 
 async def test_a_step_that_was_cut_is_gone_on_with() -> None:
