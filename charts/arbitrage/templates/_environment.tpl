@@ -26,7 +26,7 @@
 {{- include "arbitrage.orchestratorEnvironment" . }}
 {{- end }}
 {{- range $name, $value := $c.settings }}
-- { name: {{ printf "ARBITRAGE_%s" $name }}, value: {{ toString $value | quote }} }
+- { name: {{ printf "ARBITRAGE_%s" $name }}, value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }} }
 {{- end }}
 {{- with $c.extraEnv }}
 {{ toYaml . }}
