@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-engines check format protos catalogue bench proof
+.PHONY: demo test test-engines test-deploy check format protos catalogue bench proof
 
 $(BIN)/arbitrage: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,12 +18,21 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 demo: $(BIN)/arbitrage ## solve bundled problems with the shipped models and print what it cost
 	$(BIN)/arbitrage demo
 
-test: $(VENV)/.dev ## every test but those of real engines
+test: $(VENV)/.dev ## every test but those of real engines and of the chart
 	$(BIN)/pytest
 
 test-engines: $(VENV)/.dev ## real vLLM and llama.cpp servers; the first time installs them, 10 minutes
 	$(BIN)/python -m tests.engines.install
 	$(BIN)/pytest -m engines tests/engines
+
+$(VENV)/.deploy: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,deploy]'
+	touch $@
+
+test-deploy: $(VENV)/.deploy ## the chart, rendered by a real Helm; the first time fetches it
+	$(BIN)/python -m tests.charts.tools
+	$(BIN)/pytest -m deploy tests/charts
 
 check: $(VENV)/.dev ## what CI runs before the tests
 	$(BIN)/ruff format --check .
@@ -33,7 +42,7 @@ check: $(VENV)/.dev ## what CI runs before the tests
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python -m tools.audit
-	$(BIN)/pytest -m 'not slow and not engines'
+	$(BIN)/pytest -m 'not slow and not engines and not deploy'
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -31,6 +31,8 @@ _RECENT_WEIGHT: Final = 0.1
 # Longer than an autoscaler's look at its metrics takes to come round.
 _MISSED_FOR_S: Final = 60.0
 _MISSED_STEPS: Final = 1024
+# Of the rate at which steps come: a burst counts at once, and is forgotten within a minute.
+_RATE_MEMORY_S: Final = 15.0
 _FEEDBACK_WEIGHT: Final = 0.02  # about the last fifty records
 
 
@@ -318,10 +320,29 @@ class FeedbackMetrics:
         self._drift.set(self._mean)
 
 
+class _Rate:
+    """Says how often something happens, the latest seconds weighing most."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._per_s = 0.0
+        self._at_s = clock()
+
+    def count(self) -> None:
+        """Counts one."""
+        self._per_s, self._at_s = self.per_s() + 1 / _RATE_MEMORY_S, self._clock()
+
+    def per_s(self) -> float:
+        """Returns how many come in a second."""
+        return self._per_s * math.exp((self._at_s - self._clock()) / _RATE_MEMORY_S)
+
+
 class TargetDemand:
     """Says how much work the target has before it, in front of it: also while none is running."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._asked = _Rate(clock)
         self._mean_step_s = 0.0
         self._missed_s: deque[float] = deque(maxlen=_MISSED_STEPS)
         self._inflight = Gauge(
@@ -331,16 +352,20 @@ class TargetDemand:
         )
         demand = Gauge(
             "arbitrage_target_demand_seconds",
-            "Time the target needs for the steps it is writing.",
+            "Seconds of the target's work that arrive in a second: draft steps a second, times the "
+            "share that is escalated, times the time of a target step. It is how many steps are "
+            "written at once where the target keeps up.",
             registry=registry,
         )
         self.inflight_count = 0
-        demand.set_function(lambda: self.inflight_count * self._mean_step_s)
+        # Draft steps a second times their escalated share: how often the target is asked.
+        demand.set_function(lambda: self._asked.per_s() * self._mean_step_s)
 
     def begin(self) -> None:
         """Counts a step that the target is asked for."""
         self.inflight_count += 1
         self._inflight.inc()
+        self._asked.count()
 
     def end(self, took_s: float | None) -> None:
         """Counts it out; `took_s` is its time if it was written."""
@@ -353,11 +378,11 @@ class TargetDemand:
 
     def miss(self) -> None:
         """Remembers a step that no target could be reached for."""
-        self._missed_s.append(time.monotonic())
+        self._missed_s.append(self._clock())
 
     def missed_count(self) -> int:
         """Returns how many such steps there were lately, since the target last wrote one."""
-        since_s = time.monotonic() - _MISSED_FOR_S
+        since_s = self._clock() - _MISSED_FOR_S
         return sum(moment_s > since_s for moment_s in tuple(self._missed_s))
 
 

@@ -166,7 +166,12 @@ class _Run(Generic[SettingsT]):
     def _listen_for_metrics(self) -> MetricsEndpoint:
         settings = self._settings
         try:
-            return MetricsEndpoint.start(self._telemetry, settings.host, settings.metrics_port)
+            return MetricsEndpoint.start(
+                self._telemetry,
+                settings.host,
+                settings.metrics_port,
+                is_ready=lambda: self._server.gate.is_open,
+            )
         except OSError as error:
             if error.errno not in _PORTS_FAULT:
                 raise StartError(

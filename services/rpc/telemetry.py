@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import Thread
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIServer
 
 import grpc
@@ -26,6 +26,9 @@ from prometheus_client import (
 
 from arbitrage.status import CODES
 from services.rpc.refusals import Refusals
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 ROLES: Final = ("draft", "target", "prm", "router")
 # Steps take between a millisecond (a cached answer) and minutes (a large model's long step).
@@ -160,20 +163,28 @@ class Telemetry:
 
 @dataclass(frozen=True, slots=True)
 class MetricsEndpoint:
-    """Serves `/metrics` from a thread of its own, so that a busy event loop can be seen as one."""
+    """Serves `/metrics` from a thread of its own, so that a busy event loop can be seen as one.
+
+    Beside it `/live` says that the program runs, and `/ready` whether it takes calls: for probers
+    that have no certificate, where gRPC asks for one.
+    """
 
     server: WSGIServer
     thread: Thread
 
     @classmethod
-    def start(cls, telemetry: Telemetry, host: str, port: int) -> MetricsEndpoint:
-        """Starts listening; port 0 takes a free one.
+    def start(
+        cls, telemetry: Telemetry, host: str, port: int, is_ready: Callable[[], bool]
+    ) -> MetricsEndpoint:
+        """Starts listening; port 0 takes a free one. `is_ready` is asked from another thread.
 
         Raises:
             OSError: the port is taken or the address is not this machine's.
         """
         started: Any = start_http_server(port, host, telemetry.registry)
-        return cls(*started)
+        server, thread = started
+        server.set_app(_with_health(server.get_app(), is_ready))
+        return cls(server, thread)
 
     @property
     def port(self) -> int:
@@ -185,3 +196,19 @@ class MetricsEndpoint:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
+
+
+def _with_health(metrics: WSGIApplication, is_ready: Callable[[], bool]) -> WSGIApplication:
+    """Returns an application that answers probes itself, and leaves the rest to `metrics`."""
+
+    def answer(environ: WSGIEnvironment, respond: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path not in {"/live", "/ready"}:
+            return metrics(environ, respond)
+        is_well = path == "/live" or is_ready()
+        respond(
+            "200 OK" if is_well else "503 Service Unavailable", [("Content-Type", "text/plain")]
+        )
+        return [b"ok\n" if is_well else b"not serving\n"]
+
+    return answer

@@ -20,6 +20,7 @@ from arbitrage.core.errors import (
 )
 from arbitrage.status import from_rpc_error
 from arbitrage.v1 import generator_pb2, generator_pb2_grpc
+from services.rpc.gate import Gate
 from services.rpc.handlers import Context
 from services.rpc.server import Listener, PortTaken, RpcServer
 from services.rpc.telemetry import MetricsEndpoint, Telemetry
@@ -320,12 +321,32 @@ async def test_calls_are_counted_from_zero_by_method_and_code(
     assert (count("OK"), count("INTERNAL")) == (1.0, 1.0)
 
 
-async def test_metrics_are_read_over_http() -> None:
-    endpoint = MetricsEndpoint.start(Telemetry(), "127.0.0.1", 0)
-    reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
-    writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+async def http_answer(port: int, path: str) -> bytes:
+    """Returns what the metrics port answers."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
     answer = await reader.read()
     writer.close()
     await writer.wait_closed()
+    return answer
+
+
+async def test_metrics_are_read_over_http() -> None:
+    endpoint = MetricsEndpoint.start(Telemetry(), "127.0.0.1", 0, lambda: True)
+    answer = await http_answer(endpoint.port, "/metrics")
     await asyncio.to_thread(endpoint.close)
     assert b"process_cpu_seconds_total" in answer
+
+
+async def test_a_prober_without_a_certificate_asks_the_metrics_port() -> None:
+    gate = Gate()
+    endpoint = MetricsEndpoint.start(Telemetry(), "127.0.0.1", 0, lambda: gate.is_open)
+    states = []
+    for change in (None, gate.open, gate.close):
+        if change is not None:
+            change()
+        live = await http_answer(endpoint.port, "/live")
+        ready = await http_answer(endpoint.port, "/ready")
+        states.append((live.split()[1], ready.split()[1]))
+    await asyncio.to_thread(endpoint.close)
+    assert states == [(b"200", b"503"), (b"200", b"200"), (b"200", b"503")]

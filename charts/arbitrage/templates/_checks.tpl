@@ -1,0 +1,207 @@
+{{/*
+What the schema cannot see, because it is about values together. Each line names the value and the
+fix. All of them are told at once.
+*/}}
+
+{{- define "arbitrage.check" -}}
+{{- $problems := list -}}
+{{- $components := fromYaml (include "arbitrage.components" .) -}}
+{{- range $name, $c := $components -}}
+{{- $problems = concat $problems (fromYamlArray (include "arbitrage.componentProblems" (dict "root" $ "c" $c))) -}}
+{{- end -}}
+{{- $problems = concat $problems (fromYamlArray (include "arbitrage.releaseProblems" (dict "root" . "components" $components))) -}}
+{{- if $problems -}}
+{{- fail (printf "values that cannot be used:\n  - %s" (join "\n  - " $problems)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "arbitrage.componentProblems" -}}
+{{- $c := .c -}}
+{{- $name := $c.name -}}
+{{- $scale := $c.autoscaling -}}
+{{- $isPlural := eq (include "arbitrage.isPlural" $c) "true" -}}
+{{- if and (has $name (list "orchestrator" "draft" "target")) (not $c.enabled) }}
+- {{ printf "%s.enabled: is false, but no request goes without it; set %s.enabled=true%s" $name $name (ternary ", or give the address of one that runs elsewhere" "" $c.isModel) | quote }}
+{{- end }}
+{{- if and (not $c.isModel) $c.address }}
+- {{ printf "orchestrator.address: is %q, but the orchestrator is what this chart is for; leave it out" $c.address | quote }}
+{{- end }}
+{{- $needed := add $c.drain.preStopSeconds $c.drain.graceSeconds 5 }}
+{{- if lt (int $c.drain.terminationGracePeriodSeconds) (int $needed) }}
+- {{ printf "%s.drain.terminationGracePeriodSeconds: is %d, and the pod would be killed while calls run; set it to at least %d (preStopSeconds %d + graceSeconds %d + 5)" $name (int $c.drain.terminationGracePeriodSeconds) (int $needed) (int $c.drain.preStopSeconds) (int $c.drain.graceSeconds) | quote }}
+{{- end }}
+{{- if and (eq (toString $c.strategy.maxSurge) "0") (eq (toString $c.strategy.maxUnavailable) "0") }}
+- {{ printf "%s.strategy: maxSurge and maxUnavailable are both 0, so no new version ever comes in; set one of them to 1" $name | quote }}
+{{- end }}
+{{- if eq (int $c.service.port) (int $c.service.metricsPort) }}
+- {{ printf "%s.service.metricsPort: is %d as service.port is; give them different ports" $name (int $c.service.port) | quote }}
+{{- end }}
+{{- if gt (int $scale.minReplicas) (int $scale.maxReplicas) }}
+- {{ printf "%s.autoscaling.minReplicas: is %d, more than maxReplicas, %d; lower it or raise maxReplicas" $name (int $scale.minReplicas) (int $scale.maxReplicas) | quote }}
+{{- end }}
+{{- if ne $scale.mode "none" }}
+{{- if and (eq (int $scale.minReplicas) 0) (ne $scale.mode "keda") }}
+- {{ printf "%s.autoscaling.minReplicas: is 0, which an HPA cannot do; set it to 1, or take mode keda" $name | quote }}
+{{- end }}
+{{- if and (eq (int $scale.minReplicas) 0) (not $c.isModel) }}
+- "orchestrator.autoscaling.minReplicas: is 0, but the orchestrators are who says what is wanted; set it to at least 1"
+{{- end }}
+{{- if ne $c.kind "Deployment" }}
+- {{ printf "%s.autoscaling.mode: is %s, but a %s is scaled by KServe; set mode none, or kind Deployment" $name $scale.mode $c.kind | quote }}
+{{- end }}
+{{- if and (eq $scale.mode "keda") (not $scale.keda.serverAddress) }}
+- {{ printf "%s.autoscaling.keda.serverAddress: is empty, so there is nothing to scale by; give the URL of Prometheus, such as http://prometheus-operated.monitoring.svc:9090" $name | quote }}
+{{- end }}
+{{- if and (eq $scale.mode "hpa") (eq $scale.hpa.metricType "Pods") (not $scale.hpa.metricName) }}
+- {{ printf "%s.autoscaling.hpa.metricName: is empty; metricType Pods needs the name of a metric of its pods" $name | quote }}
+{{- end }}
+{{- if not $c.isDeployed }}
+- {{ printf "%s.autoscaling.mode: is %s, but no %s is deployed here; set mode none" $name $scale.mode $name | quote }}
+{{- end }}
+{{- end }}
+{{- range $setting, $_ := $c.settings }}
+{{- if has $setting (list "HOST" "PORT" "METRICS_PORT" "SHUTDOWN_GRACE_S" "LOG_LEVEL" "LOG_FORMAT" "ROLE" "MODEL" "MODEL_ID" "ENGINE" "ENGINE_URL" "DRAFT_ADDRESS" "TARGET_ADDRESS" "PRM_ADDRESS" "ROUTER_ADDRESS" "STORE_URL" "API_KEYS_FILE" "TLS_CERTIFICATE" "TLS_KEY") }}
+- {{ printf "%s.settings.%s: ARBITRAGE_%s is made by the chart of other values; set those instead (docs/deploy.md)" $name $setting $setting | quote }}
+{{- end }}
+{{- end }}
+{{- range $setting, $_ := $c.settings }}
+{{- if hasPrefix "ARBITRAGE_" $setting }}
+- {{ printf "%s.settings.%s: leave out ARBITRAGE_, the chart puts it before" $name $setting | quote }}
+{{- end }}
+{{- end }}
+{{- range $entry := $c.extraEnv }}
+{{- if hasPrefix "ARBITRAGE_" $entry.name }}
+- {{ printf "%s.extraEnv: %s belongs in %s.settings, as %s" $name $entry.name $name (trimPrefix "ARBITRAGE_" $entry.name) | quote }}
+{{- end }}
+{{- end }}
+{{- if $c.isModel }}
+{{- include "arbitrage.modelProblems" (dict "root" .root "c" $c "isPlural" $isPlural) }}
+{{- else }}
+{{- if or (ne $c.engine.mode "inProcess") (ne $c.modelCache.mode "none") (gt (int $c.gpu.count) 0) (ne $c.kind "Deployment") }}
+- "orchestrator: runs no model, so engine, modelCache, gpu and kind are not for it; leave them out"
+{{- end }}
+{{- end }}
+{{- $tls := .root.Values.tls }}
+{{- if and $tls.enabled $c.isDeployed (not $tls.certManager.enabled) (not (index $tls.secrets $name)) }}
+- {{ printf "tls.secrets.%s: is empty, but tls.enabled is true; name the Secret with tls.crt, tls.key and ca.crt of the %s, or set tls.certManager.enabled=true" $name $name | quote }}
+{{- end }}
+{{- end -}}
+
+{{- define "arbitrage.modelProblems" -}}
+{{- $c := .c -}}
+{{- $name := $c.name -}}
+{{- $cache := $c.modelCache -}}
+{{- $engine := $c.engine -}}
+{{- if and (not $c.model.reference) $c.isDeployed }}
+- {{ printf "%s.model.reference: is empty; name a folder, org/name@revision, a .gguf file, or a pack such as tiny" $name | quote }}
+{{- end }}
+{{- if and $c.isDeployed .isPlural (has $cache.mode (list "pvc" "existingClaim")) (has $cache.accessMode (list "ReadWriteOnce" "ReadWriteOncePod")) }}
+- {{ printf "%s.modelCache.accessMode: is %s, and there may be several replicas, of which only those on one node could mount it; take ReadWriteMany, or mode emptyDir" $name $cache.accessMode | quote }}
+{{- end }}
+{{- if and (eq $cache.mode "existingClaim") (not $cache.existingClaim) }}
+- {{ printf "%s.modelCache.existingClaim: is empty, but mode is existingClaim; name the claim" $name | quote }}
+{{- end }}
+{{- if and $cache.existingClaim (ne $cache.mode "existingClaim") }}
+- {{ printf "%s.modelCache.existingClaim: is %s, but mode is %s, so it is not used; set modelCache.mode=existingClaim" $name $cache.existingClaim $cache.mode | quote }}
+{{- end }}
+{{- if and $cache.pull (eq $cache.mode "none") }}
+- {{ printf "%s.modelCache.pull: is %s, but there is nowhere to put it; set modelCache.mode to emptyDir, pvc or existingClaim" $name $cache.pull | quote }}
+{{- end }}
+{{- if and $cache.pull (eq $cache.accessMode "ReadOnlyMany") (ne $cache.mode "emptyDir") }}
+- {{ printf "%s.modelCache.pull: is %s, but a claim that is ReadOnlyMany cannot be written to; take ReadWriteMany" $name $cache.pull | quote }}
+{{- end }}
+{{- if and (ne $engine.mode "inProcess") (has $name (list "prm" "router")) }}
+- {{ printf "%s.engine.mode: is %s, but only draft and target write with engines; set it to inProcess" $name $engine.mode | quote }}
+{{- end }}
+{{- if and (eq $engine.mode "external") (not $engine.url) }}
+- {{ printf "%s.engine.url: is empty, but engine.mode is external; give the server's URL, such as http://vllm:8000" $name | quote }}
+{{- end }}
+{{- if and $engine.url (ne $engine.mode "external") }}
+- {{ printf "%s.engine.url: is %s, but engine.mode is %s, so it is not used; set engine.mode=external" $name $engine.url $engine.mode | quote }}
+{{- end }}
+{{- if and (eq $engine.mode "sidecar") (not $engine.image) }}
+- {{ printf "%s.engine.image: is empty, but engine.mode is sidecar; name the server's image with a tag, such as docker.io/vllm/vllm-openai:v0.11.0" $name | quote }}
+{{- end }}
+{{- if and (eq $engine.mode "sidecar") (eq $engine.kind "openai") }}
+- {{ printf "%s.engine.kind: is openai, which is no server that can be started; take vllm, sglang or tgi, or engine.mode external" $name | quote }}
+{{- end }}
+{{- if and (eq $engine.mode "sidecar") (has (int $engine.port) (list (int $c.service.port) (int $c.service.metricsPort))) }}
+- {{ printf "%s.engine.port: is %d, which the generator listens on itself; give another" $name (int $engine.port) | quote }}
+{{- end }}
+{{- if and (eq $engine.mode "kserve") (not $engine.storageUri) }}
+- {{ printf "%s.engine.storageUri: is empty, but engine.mode is kserve; say where KServe gets the model, such as hf://org/name" $name | quote }}
+{{- end }}
+{{- if and (ne $engine.mode "inProcess") (eq $engine.prompt "chat") (not $engine.tokenizer) }}
+- {{ printf "%s.engine.tokenizer: is empty, but engine.prompt is chat, whose template it has; name the model's own tokenizer" $name | quote }}
+{{- end }}
+{{- if and (ne $engine.mode "inProcess") (eq $c.kind "InferenceService") }}
+- {{ printf "%s.kind: is InferenceService, but engine.mode is %s; take kind Deployment for a generator whose model runs elsewhere" $name $engine.mode | quote }}
+{{- end }}
+{{- end -}}
+
+{{- define "arbitrage.releaseProblems" -}}
+{{- $values := .root.Values -}}
+{{- $tls := $values.tls -}}
+{{- $training := $values.routerTraining -}}
+{{- if and $tls.certManager.enabled (not $tls.enabled) }}
+- "tls.certManager.enabled: is true, but tls.enabled is false, so nothing would use the certificates; set tls.enabled=true"
+{{- end }}
+{{- if and $tls.enabled $tls.certManager.enabled (not $tls.certManager.issuerRef.name) }}
+- "tls.certManager.issuerRef.name: is empty; name the issuer that signs the certificates"
+{{- end }}
+{{- if and (eq $values.redis.mode "external") (not $values.redis.external.url) (not $values.redis.external.urlSecret.name) }}
+- "redis.external.url: is empty, but redis.mode is external; give it, or redis.external.urlSecret.name"
+{{- end }}
+{{- if and $values.redis.external.url $values.redis.external.urlSecret.name }}
+- "redis.external.url: is given, and so is redis.external.urlSecret.name; give one of them"
+{{- end }}
+{{- if regexMatch "//[^/]*:[^/]*@" $values.redis.external.url }}
+- "redis.external.url: holds a password, which everyone could read who may list pods; put the URL into a Secret and name it in redis.external.urlSecret.name"
+{{- end }}
+{{- if and $values.redis.external.url (ne $values.redis.mode "external") }}
+- {{ printf "redis.external.url: is given, but redis.mode is %s, so it is not used; set redis.mode=external" $values.redis.mode | quote }}
+{{- end }}
+{{- if and $values.ingress.enabled (not $values.ingress.host) }}
+- "ingress.host: is empty, but ingress.enabled is true; give the name under which clients call"
+{{- end }}
+{{- if and $values.gatewayApi.enabled (not $values.gatewayApi.parentRefs) }}
+- "gatewayApi.parentRefs: is empty, but gatewayApi.enabled is true; name the gateway"
+{{- end }}
+{{- if and $values.metrics.serviceMonitor.enabled $values.metrics.podMonitor.enabled }}
+- "metrics.podMonitor.enabled: is true, and so is metrics.serviceMonitor.enabled; every pod would be counted twice, by autoscalers too; set one of them to false"
+{{- end }}
+{{- if $training.enabled }}
+{{- if not $training.config }}
+- "routerTraining.config: is empty; give a router_training configuration (TOML) without [services], [promote] and work"
+{{- end }}
+{{- if regexMatch "(?m)^\\s*(\\[services\\]|\\[promote\\]|work\\s*=)" $training.config }}
+- "routerTraining.config: has [services], [promote] or work, which the chart gives; take them out"
+{{- end }}
+{{- if not .components.prm.reach }}
+- "routerTraining.enabled: is true, but prm.enabled is false, and without a PRM there are no advantages to learn; set prm.enabled=true"
+{{- end }}
+{{- if $tls.enabled }}
+- "routerTraining.enabled: is true, and so is tls.enabled, but the training job speaks plaintext; run it outside of the release, or set one of them to false"
+{{- end }}
+{{- if and (not $training.store.existingClaim) (ne $training.store.accessMode "ReadWriteMany") (gt (int $training.collect.shards) 1) }}
+- {{ printf "routerTraining.store.accessMode: is %s, but %d shards write to it at once; take ReadWriteMany, or set routerTraining.collect.shards=1" $training.store.accessMode (int $training.collect.shards) | quote }}
+{{- end }}
+{{- if and $training.train.fromFeedback (eq $values.redis.mode "none") }}
+- "routerTraining.train.fromFeedback: is true, but redis.mode is none, and the feedback lies in Redis; set redis.mode to bundled or external"
+{{- end }}
+{{- end }}
+{{- range $values.extraObjects }}
+{{- $object := ternary (dict) . (kindIs "string" .) }}
+{{- if has $object.kind (list "HorizontalPodAutoscaler" "ScaledObject") }}
+{{- $scaled := dig "spec" "scaleTargetRef" "name" "" $object }}
+{{- range $name, $c := $.components }}
+{{- if and (ne $c.autoscaling.mode "none") (eq $scaled (printf "%s-%s" (include "arbitrage.fullname" $.root) $name)) }}
+- {{ printf "extraObjects: the %s of %s would be a second autoscaler beside %s.autoscaling.mode %s, and both would fight; drop it, or set the mode to none" $object.kind $scaled $name $c.autoscaling.mode | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and $values.tests.enabled $values.auth.keysSecret (not $values.tests.apiKeySecret.name) }}
+- "tests.apiKeySecret.name: is empty, but auth.keysSecret asks callers for a key; name a Secret with a key, or set tests.enabled=false"
+{{- end }}
+{{- end -}}

@@ -1,0 +1,125 @@
+{{/* What a component's program is told. Takes root, c and components. */}}
+
+{{- define "arbitrage.environment" -}}
+{{- $root := .root -}}
+{{- $c := .c -}}
+- { name: HOME, value: /tmp }
+- { name: ARBITRAGE_HOST, value: "0.0.0.0" }
+- { name: ARBITRAGE_PORT, value: {{ $c.service.port | quote }} }
+- { name: ARBITRAGE_METRICS_PORT, value: {{ $c.service.metricsPort | quote }} }
+- { name: ARBITRAGE_SHUTDOWN_GRACE_S, value: {{ $c.drain.graceSeconds | quote }} }
+- { name: ARBITRAGE_LOG_LEVEL, value: {{ $root.Values.logLevel }} }
+- { name: ARBITRAGE_LOG_FORMAT, value: {{ $root.Values.logFormat }} }
+{{- with $root.Values.tracing }}
+{{- if .endpoint }}
+- { name: ARBITRAGE_TRACING_ENDPOINT, value: {{ .endpoint | quote }} }
+- { name: ARBITRAGE_TRACING_SAMPLE_RATE, value: {{ .sampleRate | quote }} }
+{{- end }}
+{{- end }}
+{{- if $root.Values.tls.enabled }}
+- { name: ARBITRAGE_TLS_CERTIFICATE, value: /etc/arbitrage/tls/tls.crt }
+- { name: ARBITRAGE_TLS_KEY, value: /etc/arbitrage/tls/tls.key }
+{{- end }}
+{{- if $c.isModel }}
+{{- include "arbitrage.modelEnvironment" . }}
+{{- else }}
+{{- include "arbitrage.orchestratorEnvironment" . }}
+{{- end }}
+{{- range $name, $value := $c.settings }}
+- { name: {{ printf "ARBITRAGE_%s" $name }}, value: {{ toString $value | quote }} }
+{{- end }}
+{{- with $c.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "arbitrage.modelEnvironment" -}}
+{{- $c := .c -}}
+{{- $isServed := ne $c.engine.mode "inProcess" }}
+{{- if has $c.name (list "draft" "target") }}
+- { name: ARBITRAGE_ROLE, value: {{ $c.name }} }
+{{- end }}
+{{- if and .root.Values.tls.enabled .root.Values.tls.mutual }}
+- { name: ARBITRAGE_TLS_CLIENT_CA, value: /etc/arbitrage/tls/ca.crt }
+- { name: ARBITRAGE_ALLOWED_CALLERS, value: {{ .components.orchestrator.host | quote }} }
+{{- end }}
+- { name: ARBITRAGE_MODEL, value: {{ ternary (regexReplaceAll "@.*$" $c.model.reference "") $c.model.reference $isServed | quote }} }
+{{- with $c.model.id }}
+- { name: ARBITRAGE_MODEL_ID, value: {{ . | quote }} }
+{{- end }}
+{{- if $isServed }}
+{{- include "arbitrage.engineEnvironment" . }}
+{{- else }}
+{{- if gt (int $c.gpu.count) 0 }}
+- { name: ARBITRAGE_DEVICE, value: cuda }
+{{- end }}
+{{- with $c.model.dtype }}
+- { name: ARBITRAGE_DTYPE, value: {{ . }} }
+{{- end }}
+{{- if ne $c.engine.prompt "plain" }}
+- { name: ARBITRAGE_ENGINE_PROMPT, value: {{ $c.engine.prompt }} }
+{{- end }}
+{{- end }}
+{{- include "arbitrage.cacheEnvironment" $c }}
+{{- end -}}
+
+{{/* Where model files are kept. Takes a component. */}}
+{{- define "arbitrage.cacheEnvironment" -}}
+{{- if ne .modelCache.mode "none" }}
+- { name: HF_HOME, value: {{ .modelCache.mountPath }}/hub }
+- { name: ARBITRAGE_MODEL_FILES, value: {{ .modelCache.mountPath }}/packs }
+{{- end }}
+{{- with .modelCache.tokenSecret }}
+- name: HF_TOKEN
+  valueFrom: { secretKeyRef: { name: {{ . }}, key: HF_TOKEN } }
+{{- end }}
+{{- end -}}
+
+{{- define "arbitrage.engineEnvironment" -}}
+{{- $engine := .c.engine }}
+- { name: ARBITRAGE_ENGINE, value: {{ ternary "tgi" "openai" (and (eq $engine.kind "tgi") (ne $engine.mode "kserve")) }} }
+- { name: ARBITRAGE_ENGINE_URL, value: {{ include "arbitrage.engineUrl" . | quote }} }
+- { name: ARBITRAGE_ENGINE_PROMPT, value: {{ $engine.prompt }} }
+{{- with $engine.tokenizer }}
+- { name: ARBITRAGE_ENGINE_TOKENIZER, value: {{ . | quote }} }
+{{- end }}
+{{- with int $engine.maxContextTokens }}
+- { name: ARBITRAGE_ENGINE_MAX_CONTEXT_TOKENS, value: {{ . | quote }} }
+{{- end }}
+{{- with coalesce $engine.revision (regexFind "[^@]*$" (ternary .c.model.reference "" (contains "@" .c.model.reference))) }}
+- { name: ARBITRAGE_ENGINE_REVISION, value: {{ . | quote }} }
+{{- end }}
+{{- if $engine.apiKeySecret.name }}
+- { name: ARBITRAGE_ENGINE_API_KEY_FILE, value: /etc/arbitrage/engine-key/{{ $engine.apiKeySecret.key }} }
+{{- end }}
+{{- if $engine.caSecret.name }}
+- { name: ARBITRAGE_ENGINE_CA, value: /etc/arbitrage/engine-ca/{{ $engine.caSecret.key }} }
+{{- end }}
+{{- end -}}
+
+{{- define "arbitrage.engineUrl" -}}
+{{- if eq .c.engine.mode "external" -}}
+{{ .c.engine.url }}
+{{- else if eq .c.engine.mode "sidecar" -}}
+http://127.0.0.1:{{ .c.engine.port }}
+{{- else -}}
+http://{{ include "arbitrage.fullname" .root }}-{{ .c.name }}-engine.{{ .root.Release.Namespace }}.svc:8080/openai
+{{- end -}}
+{{- end -}}
+
+{{- define "arbitrage.orchestratorEnvironment" -}}
+{{- range $name := list "draft" "target" "prm" "router" }}
+{{- with (index $.components $name).reach }}
+- { name: ARBITRAGE_{{ upper $name }}_ADDRESS, value: {{ . | quote }} }
+{{- end }}
+{{- end }}
+{{- include "arbitrage.storeEnv" .root }}
+{{- if .root.Values.tls.enabled }}
+- { name: ARBITRAGE_MODELS_TLS_CA, value: /etc/arbitrage/tls/ca.crt }
+- { name: ARBITRAGE_MODELS_TLS_CERTIFICATE, value: /etc/arbitrage/tls/tls.crt }
+- { name: ARBITRAGE_MODELS_TLS_KEY, value: /etc/arbitrage/tls/tls.key }
+{{- end }}
+{{- if .root.Values.auth.keysSecret }}
+- { name: ARBITRAGE_API_KEYS_FILE, value: /etc/arbitrage/keys/{{ .root.Values.auth.keysKey }} }
+{{- end }}
+{{- end -}}

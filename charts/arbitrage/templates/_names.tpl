@@ -1,0 +1,49 @@
+{{/* What things are called. */}}
+
+{{- define "arbitrage.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What selects a component's pods. Takes root and name. */}}
+{{- define "arbitrage.selector" -}}
+app.kubernetes.io/name: arbitrage
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .name }}
+{{- end -}}
+
+{{/* Labels of an object of a component. Takes root and name. */}}
+{{- define "arbitrage.labels" -}}
+{{ include "arbitrage.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* metadata of a component's object. Takes root, name, and suffix where it has several of a kind. */}}
+{{- define "arbitrage.metadata" -}}
+name: {{ include "arbitrage.fullname" .root }}-{{ .name }}{{ .suffix }}
+namespace: {{ .root.Release.Namespace }}
+labels:
+  {{- include "arbitrage.labels" . | nindent 2 }}
+{{- end -}}
+
+{{/* An image. Takes root, image, and default: the name it has otherwise. */}}
+{{- define "arbitrage.image" -}}
+{{- $common := .root.Values.image -}}
+{{- $name := printf "%s/%s" (default $common.registry .image.registry) (default .default .image.repository) -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" $name .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $name (coalesce .image.tag $common.tag .root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,43 @@
+{{/* The pods of retraining. */}}
+
+{{- define "arbitrage.trainingPod" -}}
+{{- $training := .Values.routerTraining -}}
+{{ include "arbitrage.podCommon" (dict "root" . "security" $training.security) }}
+serviceAccountName: {{ include "arbitrage.fullname" . }}-router-training
+restartPolicy: Never
+{{ include "arbitrage.scheduling" (dict "scheduling" $training.scheduling "selector" (include "arbitrage.selector" (dict "root" . "name" "router-training"))) }}
+volumes:
+  - { name: tmp, emptyDir: {} }
+  - { name: configuration, configMap: { name: {{ include "arbitrage.fullname" . }}-router-training } }
+  - { name: store, persistentVolumeClaim: { claimName: {{ include "arbitrage.storeClaim" . }} } }
+{{- end -}}
+
+{{/* One stage. Takes root, arguments, resources and environment. */}}
+{{- define "arbitrage.trainingContainer" -}}
+{{- $training := .root.Values.routerTraining -}}
+image: {{ include "arbitrage.image" (dict "root" .root "image" $training.image "default" "training") }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+command: [python, -m, router_training]
+args:
+  {{- range .arguments }}
+  - {{ . | quote }}
+  {{- end }}
+  - --config=/etc/arbitrage/router.toml
+env:
+  - { name: HOME, value: /tmp }
+  - { name: HF_HOME, value: /store/hub }
+  {{- with .environment }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  {{- with $training.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+resources:
+  {{- .resources | nindent 2 }}
+securityContext:
+  {{- include "arbitrage.containerSecurity" . | nindent 2 }}
+volumeMounts:
+  - { name: tmp, mountPath: /tmp }
+  - { name: configuration, mountPath: /etc/arbitrage, readOnly: true }
+  - { name: store, mountPath: /store }
+{{- end -}}

@@ -1,0 +1,89 @@
+"""Values under which everything that the chart can render is rendered at least once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from tests.charts.rendering import EXAMPLES
+
+TRAINING: Final[dict[str, Any]] = {
+    "enabled": True,
+    "config": '[questions]\nsource = "org/problems"\n[train]\ninit = "org/prm"\n',
+}
+_PULLED: Final[dict[str, Any]] = {
+    "model": {"reference": "qwen-smollm"},
+    "modelCache": {"mode": "pvc", "accessMode": "ReadWriteMany", "pull": "qwen-smollm"},
+}
+_SERVER: Final[dict[str, Any]] = {
+    "mode": "sidecar",
+    "resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
+}
+
+CASES: Final[dict[str, tuple[dict[str, Any], *tuple[Path, ...]]]] = {
+    "defaults": ({},),
+    **{path.stem: ({}, path) for path in EXAMPLES},
+    "pulled": ({"draft": _PULLED, "target": {**_PULLED, "replicas": 3}},),
+    "pulled-by-each": (
+        {
+            "draft": {
+                "model": {"reference": "qwen-smollm"},
+                "modelCache": {"mode": "emptyDir", "pull": "qwen-smollm", "mirror": "/mirror"},
+            }
+        },
+    ),
+    "servers": (
+        {
+            "draft": {
+                "model": {"reference": "org/small@0123abc"},
+                "engine": {**_SERVER, "kind": "tgi", "image": "ghcr.io/huggingface/tgi:3.3"},
+            },
+            "target": {
+                "model": {"reference": "org/large@0123abc"},
+                "gpu": {"count": 2},
+                "engine": {**_SERVER, "kind": "sglang", "image": "lmsysorg/sglang:v0.5"},
+            },
+        },
+    ),
+    "trained": (
+        {
+            "routerTraining": {**TRAINING, "train": {"gpu": {"count": 1}, "fromFeedback": True}},
+            "router": {"model": {"reference": "/store/routers"}},
+            "extraObjects": [
+                {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "more"}},
+                'apiVersion: v1\nkind: ConfigMap\nmetadata: { name: "{{ .Release.Name }}-text" }',
+            ],
+        },
+    ),
+    "secrets": (
+        {
+            "tls": {
+                "enabled": True,
+                "secrets": {
+                    name: f"{name}-tls"
+                    for name in ("orchestrator", "draft", "target", "prm", "router")
+                },
+            },
+            "redis": {"bundled": {"passwordSecret": {"name": "redis"}}},
+            "ingress": {"enabled": True, "host": "arbitrage.example.com"},
+            "draft": {"extraContainers": [], "settings": {"MAX_BATCH": 16}},
+        },
+    ),
+    "extras": (
+        {
+            "prm": {"enabled": False},
+            "redis": {"mode": "none"},
+            "orchestrator": {
+                "podLabels": {"team": "maths"},
+                "podAnnotations": {"note": "x"},
+                "serviceAccountAnnotations": {"role": "y"},
+                "extraEnv": [{"name": "OTEL_RESOURCE_ATTRIBUTES", "value": "a=b"}],
+                "extraVolumes": [{"name": "more", "emptyDir": {}}],
+                "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
+                "scheduling": {"priorityClassName": "high", "runtimeClassName": "kata"},
+                "extraNetworkPolicy": {"egress": [{"ports": [{"port": 4317}]}]},
+            },
+            "metrics": {"podMonitor": {"enabled": True}, "dashboard": {"enabled": True}},
+        },
+    ),
+}

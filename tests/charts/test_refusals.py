@@ -1,0 +1,262 @@
+"""Values that cannot be used are refused, with a message that names the value and the fix."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.charts.cases import TRAINING
+from tests.charts.rendering import CHART, refusal, rendered
+
+pytestmark = pytest.mark.deploy
+
+TARGET_HPA = {
+    "apiVersion": "autoscaling/v2",
+    "kind": "HorizontalPodAutoscaler",
+    "metadata": {"name": "mine"},
+    "spec": {"scaleTargetRef": {"name": "try-arbitrage-target"}},
+}
+KEDA = {"mode": "keda", "keda": {"serverAddress": "http://prometheus:9090"}}
+
+
+def of(name: str, **block: Any) -> dict[str, Any]:
+    """Returns values of one component."""
+    return {name: block}
+
+
+def deeply(path: str, value: Any) -> dict[str, Any]:
+    """Returns values with one key, however deep."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    found: dict[str, Any] = value
+    return found
+
+
+# What the schema refuses: the values, and what Helm says.
+BY_SCHEMA = [
+    (deeply("target.replicas", "two"), ("/target/replicas", "got string, want integer")),
+    (deeply("target.replicas", -1), ("/target/replicas", "minimum")),
+    (deeply("taget.replicas", 1), ("additional properties 'taget' not allowed",)),
+    (deeply("target.replica", 1), ("/target'", "additional properties 'replica' not allowed")),
+    (deeply("target.autoscaling.keda.url", "x"), ("/target/autoscaling/keda", "'url' not allowed")),
+    (deeply("redis.bundled.persistence.on", True), ("/redis/bundled/persistence", "'on'")),
+    (
+        deeply("target.autoscaling.mode", "vpa"),
+        ("/target/autoscaling/mode", "one of 'none', 'hpa'"),
+    ),
+    (deeply("target.autoscaling.mode", ["hpa", "keda"]), ("/target/autoscaling/mode", "one of")),
+    (deeply("target.security.runAsUser", 0), ("/target/security/runAsUser", "minimum")),
+    (deeply("target.resources.limits.memory", "lots"), ("/target/resources/limits/memory", "lots")),
+    (deeply("target.service.port", 70000), ("/target/service/port", "maximum")),
+    (deeply("target.address", "http://target"), ("/target/address", "http://target")),
+    (deeply("target.settings.max_batch", 1), ("/target/settings", "'max_batch' not allowed")),
+    (deeply("target.resources.limits.gpu", 1), ("/target/resources/limits", "'gpu' not allowed")),
+    (deeply("target.podLabels", {"a b": "c"}), ("/target/podLabels", "'a b' not allowed")),
+    (deeply("target.modelCache.accessMode", "RWX"), ("/target/modelCache/accessMode", "one of")),
+    (deeply("target.model.dtype", "int4"), ("/target/model/dtype", "one of")),
+    (deeply("image.pullPolicy", "Sometimes"), ("/image/pullPolicy", "one of")),
+    (deeply("target.image.digest", "sha256:abc"), ("/target/image/digest", "sha256:abc")),
+    (deeply("metrics.serviceMonitor.interval", "often"), ("/metrics/serviceMonitor/interval",)),
+    (deeply("tracing.endpoint", "collector:4317"), ("/tracing/endpoint", "collector:4317")),
+    (deeply("tracing.sampleRate", 2), ("/tracing/sampleRate", "maximum")),
+    (deeply("redis.external.url", "http://redis"), ("/redis/external/url", "http://redis")),
+    (deeply("redis.bundled.image", "redis"), ("/redis/bundled/image", "redis")),
+    (deeply("routerTraining.collect.schedule", "daily"), ("/routerTraining/collect/schedule",)),
+    (deeply("logLevel", "LOUD"), ("/logLevel", "one of")),
+]
+
+# What the templates refuse, because it is about values together.
+BY_TEMPLATE = [
+    (of("target", enabled=False), "target.enabled: is false, but no request goes without it"),
+    (of("orchestrator", address="a:1"), 'orchestrator.address: is "a:1"'),
+    (
+        of("target", drain={"graceSeconds": 300}),
+        "target.drain.terminationGracePeriodSeconds: is 135, and the pod would be killed while "
+        "calls run; set it to at least 310 (preStopSeconds 5 + graceSeconds 300 + 5)",
+    ),
+    (of("target", strategy={"maxSurge": 0}), "target.strategy: maxSurge and maxUnavailable are"),
+    (of("prm", service={"port": 9464}), "prm.service.metricsPort: is 9464 as service.port is"),
+    (
+        of("target", autoscaling={"minReplicas": 9, "maxReplicas": 4}),
+        "target.autoscaling.minReplicas: is 9, more than maxReplicas, 4; lower it",
+    ),
+    (
+        of("target", autoscaling={"mode": "hpa", "minReplicas": 0}),
+        "target.autoscaling.minReplicas: is 0, which an HPA cannot do; set it to 1, or take",
+    ),
+    (
+        of("orchestrator", autoscaling={**KEDA, "minReplicas": 0}),
+        "orchestrator.autoscaling.minReplicas: is 0, but the orchestrators are who says",
+    ),
+    (
+        of("target", autoscaling={"mode": "keda"}),
+        "target.autoscaling.keda.serverAddress: is empty, so there is nothing to scale by; give",
+    ),
+    (
+        of("target", autoscaling={"mode": "hpa", "hpa": {"metricType": "Pods"}}),
+        "target.autoscaling.hpa.metricName: is empty; metricType Pods needs",
+    ),
+    (
+        of("prm", kind="InferenceService", autoscaling=KEDA),
+        "prm.autoscaling.mode: is keda, but a InferenceService is scaled by KServe; set mode none",
+    ),
+    (
+        of("target", address="target.other:50052", autoscaling=KEDA),
+        "target.autoscaling.mode: is keda, but no target is deployed here; set mode none",
+    ),
+    (
+        {**of("target", autoscaling=KEDA), "extraObjects": [TARGET_HPA]},
+        "extraObjects: the HorizontalPodAutoscaler of try-arbitrage-target would be a second "
+        "autoscaler beside target.autoscaling.mode keda, and both would fight; drop it",
+    ),
+    (
+        of("target", settings={"ARBITRAGE_MAX_BATCH": 1}),
+        "target.settings.ARBITRAGE_MAX_BATCH: leave out ARBITRAGE_, the chart puts it before",
+    ),
+    (of("target", settings={"PORT": 1}), "target.settings.PORT: ARBITRAGE_PORT is made by the"),
+    (
+        of("target", extraEnv=[{"name": "ARBITRAGE_MAX_BATCH", "value": "1"}]),
+        "target.extraEnv: ARBITRAGE_MAX_BATCH belongs in target.settings, as MAX_BATCH",
+    ),
+    (of("orchestrator", gpu={"count": 1}), "orchestrator: runs no model, so engine, modelCache"),
+    (of("draft", model={"reference": ""}), "draft.model.reference: is empty; name a folder"),
+    (
+        of("target", replicas=2, modelCache={"mode": "pvc"}),
+        "target.modelCache.accessMode: is ReadWriteOnce, and there may be several replicas, of "
+        "which only those on one node could mount it; take ReadWriteMany, or mode emptyDir",
+    ),
+    (
+        of("target", autoscaling=KEDA, modelCache={"mode": "existingClaim", "existingClaim": "m"}),
+        "target.modelCache.accessMode: is ReadWriteOnce, and there may be several replicas",
+    ),
+    (
+        of("target", modelCache={"mode": "existingClaim"}),
+        "target.modelCache.existingClaim: is empty, but mode is existingClaim; name the claim",
+    ),
+    (
+        of("target", modelCache={"existingClaim": "models"}),
+        "target.modelCache.existingClaim: is models, but mode is none, so it is not used; set",
+    ),
+    (of("target", modelCache={"pull": "llama"}), "target.modelCache.pull: is llama, but there is"),
+    (
+        of("prm", modelCache={"mode": "pvc", "accessMode": "ReadOnlyMany", "pull": "llama"}),
+        "prm.modelCache.pull: is llama, but a claim that is ReadOnlyMany cannot be written to",
+    ),
+    (
+        of("draft", kind="InferenceService", engine={"mode": "external", "url": "http://x"}),
+        "draft.kind: is InferenceService, but engine.mode is external; take kind Deployment",
+    ),
+    (
+        {
+            "redis": {
+                "mode": "external",
+                "external": {"url": "redis://a", "urlSecret": {"name": "b"}},
+            }
+        },
+        "redis.external.url: is given, and so is redis.external.urlSecret.name; give one of them",
+    ),
+    (
+        {"routerTraining": TRAINING, "tls": {"enabled": True}},
+        "routerTraining.enabled: is true, and so is tls.enabled, but the training job speaks",
+    ),
+    (
+        of("prm", engine={"mode": "external", "url": "http://x"}),
+        "prm.engine.mode: is external, but only draft and target write with engines; set it to",
+    ),
+    (of("target", engine={"mode": "external"}), "target.engine.url: is empty, but engine.mode is"),
+    (of("target", engine={"url": "http://x"}), "target.engine.url: is http://x, but engine.mode"),
+    (of("target", engine={"mode": "sidecar"}), "target.engine.image: is empty, but engine.mode"),
+    (
+        of("target", engine={"mode": "sidecar", "image": "a/b:1", "kind": "openai"}),
+        "target.engine.kind: is openai, which is no server that can be started; take vllm",
+    ),
+    (
+        of("target", engine={"mode": "sidecar", "image": "a/b:1", "port": 50052}),
+        "target.engine.port: is 50052, which the generator listens on itself; give another",
+    ),
+    (of("target", engine={"mode": "kserve"}), "target.engine.storageUri: is empty, but engine.mod"),
+    (
+        of("target", engine={"mode": "external", "url": "http://x", "prompt": "chat"}),
+        "target.engine.tokenizer: is empty, but engine.prompt is chat, whose template it has",
+    ),
+    ({"tls": {"enabled": True}}, "tls.secrets.target: is empty, but tls.enabled is true; name"),
+    (deeply("tls.certManager.enabled", True), "tls.certManager.enabled: is true, but tls.enabled"),
+    (
+        {"tls": {"enabled": True, "certManager": {"enabled": True}}},
+        "tls.certManager.issuerRef.name: is empty; name the issuer",
+    ),
+    (deeply("redis.mode", "external"), "redis.external.url: is empty, but redis.mode is external"),
+    (
+        {"redis": {"mode": "external", "external": {"url": "redis://:secret@redis:6379"}}},
+        "redis.external.url: holds a password, which everyone could read who may list pods; put",
+    ),
+    (
+        deeply("redis.external.url", "redis://redis:6379"),
+        "redis.external.url: is given, but redis.mode is bundled, so it is not used; set",
+    ),
+    (deeply("ingress.enabled", True), "ingress.host: is empty, but ingress.enabled is true; give"),
+    (deeply("gatewayApi.enabled", True), "gatewayApi.parentRefs: is empty, but gatewayApi.enable"),
+    (
+        {"metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}},
+        "metrics.podMonitor.enabled: is true, and so is metrics.serviceMonitor.enabled; every pod",
+    ),
+    (deeply("routerTraining.enabled", True), "routerTraining.config: is empty; give a router_tr"),
+    (
+        {"routerTraining": {**TRAINING, "config": '[promote]\nlocation = "x"'}},
+        "routerTraining.config: has [services], [promote] or work, which the chart gives",
+    ),
+    (
+        {"routerTraining": TRAINING, "prm": {"enabled": False}},
+        "routerTraining.enabled: is true, but prm.enabled is false, and without a PRM there",
+    ),
+    (
+        {"routerTraining": {**TRAINING, "store": {"accessMode": "ReadWriteOnce"}}},
+        "routerTraining.store.accessMode: is ReadWriteOnce, but 4 shards write to it at once",
+    ),
+    (
+        {
+            "routerTraining": {**TRAINING, "train": {"fromFeedback": True}},
+            "redis": {"mode": "none"},
+        },
+        "routerTraining.train.fromFeedback: is true, but redis.mode is none, and the feedback",
+    ),
+    (deeply("auth.keysSecret", "keys"), "tests.apiKeySecret.name: is empty, but auth.keysSecret"),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), BY_SCHEMA, ids=[said[0] for _, said in BY_SCHEMA])
+def test_the_schema_refuses(values: dict[str, Any], said: tuple[str, ...]) -> None:
+    message = refusal(values)
+    assert "values don't meet the specifications of the schema" in message
+    assert all(part in message for part in said), message
+
+
+@pytest.mark.parametrize(("values", "said"), BY_TEMPLATE, ids=[s[:50] for _, s in BY_TEMPLATE])
+def test_the_templates_refuse(values: dict[str, Any], said: str) -> None:
+    message = refusal(values)
+    assert f"\n  - {said}" in message, message
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    message = refusal({"tls": {"enabled": True}, **of("target", engine={"mode": "external"})})
+    assert message.count("\n  - ") == 6
+
+
+def test_every_check_has_values_that_it_refuses() -> None:
+    checks = (CHART / "templates" / "_checks.tpl").read_text()
+    patterns = [
+        re.sub(r"%[sdq]", ".*", re.escape(line.split('"')[1]))
+        for line in checks.splitlines()
+        if line.startswith(('- "', '- {{ printf "'))
+    ]
+    told = "\n".join(refusal(values) for values, _ in BY_TEMPLATE)
+    assert len(patterns) > 35
+    assert [pattern for pattern in patterns if not re.search(pattern, told)] == []
+
+
+def test_what_is_right_beside_it_is_taken() -> None:
+    assert rendered(of("target", drain={"graceSeconds": 300, "terminationGracePeriodSeconds": 310}))
+    assert rendered(of("target", autoscaling={**KEDA, "minReplicas": 0}))
+    assert rendered({"redis": {"mode": "external", "external": {"url": "rediss://redis:6380/0"}}})
