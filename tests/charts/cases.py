@@ -45,6 +45,29 @@ CASES: Final[dict[str, tuple[dict[str, Any], *tuple[Path, ...]]]] = {
             },
         },
     ),
+    "scored-elsewhere": (
+        {
+            "prm": {
+                "engine": {
+                    "mode": "external",
+                    "kind": "oip",
+                    "url": "prm.models.svc:8081",
+                    "caSecret": {"name": "models-ca"},
+                },
+            },
+            "router": {
+                "engine": {
+                    "mode": "external",
+                    "kind": "oip",
+                    "url": "router.models.svc:8081",
+                    "routerJson": "router-json",
+                },
+            },
+            "extraObjects": [
+                {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "router-json"}}
+            ],
+        },
+    ),
     "trained": (
         {
             "routerTraining": {**TRAINING, "train": {"gpu": {"count": 1}, "fromFeedback": True}},

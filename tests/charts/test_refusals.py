@@ -162,8 +162,28 @@ BY_TEMPLATE = [
         "routerTraining.enabled: is true, and so is tls.enabled, but the training job speaks",
     ),
     (
-        of("prm", engine={"mode": "external", "url": "http://x"}),
-        "prm.engine.mode: is external, but only draft and target write with engines; set it to",
+        of("prm", engine={"mode": "sidecar", "image": "a/b:1"}),
+        "prm.engine.mode: is sidecar, which is for draft and target; set it to inProcess, or to",
+    ),
+    (
+        of("prm", engine={"mode": "external", "url": "a:1"}),
+        "prm.engine.kind: is vllm, but scores come over the Open Inference Protocol; set it to",
+    ),
+    (
+        of("router", engine={"mode": "external", "kind": "oip", "url": "a:1"}),
+        "router.engine.routerJson: is empty, but engine.mode is external; name a ConfigMap",
+    ),
+    (
+        of("target", engine={"mode": "external", "kind": "oip", "url": "a:1"}),
+        "target.engine.kind: is oip, which does not write; take vllm",
+    ),
+    (
+        of("target", service={"kservePort": 8080}),
+        "target.service.kservePort: is set, but only prm and router speak KServe's protocol",
+    ),
+    (
+        {**of("prm", service={"kservePort": 8080}), "tls": {"enabled": True}},
+        "prm.service.kservePort: is set, but tls.mutual lets only the orchestrator in",
     ),
     (of("target", engine={"mode": "external"}), "target.engine.url: is empty, but engine.mode is"),
     (of("target", engine={"url": "http://x"}), "target.engine.url: is http://x, but engine.mode"),

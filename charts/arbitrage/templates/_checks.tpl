@@ -110,8 +110,24 @@ fix. All of them are told at once.
 {{- if and $cache.pull (eq $cache.accessMode "ReadOnlyMany") (ne $cache.mode "emptyDir") }}
 - {{ printf "%s.modelCache.pull: is %s, but a claim that is ReadOnlyMany cannot be written to; take ReadWriteMany" $name $cache.pull | quote }}
 {{- end }}
-{{- if and (ne $engine.mode "inProcess") (has $name (list "prm" "router")) }}
-- {{ printf "%s.engine.mode: is %s, but only draft and target write with engines; set it to inProcess" $name $engine.mode | quote }}
+{{- if has $name (list "prm" "router") }}
+{{- if has $engine.mode (list "sidecar" "kserve") }}
+- {{ printf "%s.engine.mode: is %s, which is for draft and target; set it to inProcess, or to external with kind oip" $name $engine.mode | quote }}
+{{- end }}
+{{- if and (eq $engine.mode "external") (ne $engine.kind "oip") }}
+- {{ printf "%s.engine.kind: is %s, but scores come over the Open Inference Protocol; set it to oip" $name $engine.kind | quote }}
+{{- end }}
+{{- if and (eq $name "router") (eq $engine.mode "external") (not $engine.routerJson) }}
+- "router.engine.routerJson: is empty, but engine.mode is external; name a ConfigMap with the router.json of its checkpoint, which says what its scores mean"
+{{- end }}
+{{- else if eq $engine.kind "oip" }}
+- {{ printf "%s.engine.kind: is oip, which does not write; take vllm, sglang, tgi or openai" $name | quote }}
+{{- end }}
+{{- if and (ne (int $c.service.kservePort) 0) (has $name (list "draft" "target")) }}
+- {{ printf "%s.service.kservePort: is set, but only prm and router speak KServe's protocol; set it to 0" $name | quote }}
+{{- end }}
+{{- if and (ne (int $c.service.kservePort) 0) .root.Values.tls.enabled .root.Values.tls.mutual }}
+- {{ printf "%s.service.kservePort: is set, but tls.mutual lets only the orchestrator in, and that port asks nobody who they are; set it to 0, or tls.mutual=false" $name | quote }}
 {{- end }}
 {{- if and (eq $engine.mode "external") (not $engine.url) }}
 - {{ printf "%s.engine.url: is empty, but engine.mode is external; give the server's URL, such as http://vllm:8000" $name | quote }}

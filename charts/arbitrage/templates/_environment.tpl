@@ -47,7 +47,9 @@
 {{- with $c.model.id }}
 - { name: ARBITRAGE_MODEL_ID, value: {{ . | quote }} }
 {{- end }}
-{{- if $isServed }}
+{{- if and $isServed (has $c.name (list "prm" "router")) }}
+{{- include "arbitrage.scorerEnvironment" . }}
+{{- else if $isServed }}
 {{- include "arbitrage.engineEnvironment" . }}
 {{- else }}
 {{- if gt (int $c.gpu.count) 0 }}
@@ -59,6 +61,9 @@
 {{- if ne $c.engine.prompt "plain" }}
 - { name: ARBITRAGE_ENGINE_PROMPT, value: {{ $c.engine.prompt }} }
 {{- end }}
+{{- end }}
+{{- with int $c.service.kservePort }}
+- { name: ARBITRAGE_KSERVE_HTTP_PORT, value: {{ . | quote }} }
 {{- end }}
 {{- include "arbitrage.cacheEnvironment" $c }}
 {{- end -}}
@@ -94,6 +99,19 @@
 {{- end }}
 {{- if $engine.caSecret.name }}
 - { name: ARBITRAGE_ENGINE_CA, value: /etc/arbitrage/engine-ca/{{ $engine.caSecret.key }} }
+{{- end }}
+{{- end -}}
+
+{{/* A PRM or router whose model a server of the Open Inference Protocol runs. */}}
+{{- define "arbitrage.scorerEnvironment" -}}
+{{- $engine := .c.engine }}
+- { name: ARBITRAGE_ENGINE, value: oip }
+- { name: ARBITRAGE_ENGINE_URL, value: {{ $engine.url | quote }} }
+{{- if $engine.caSecret.name }}
+- { name: ARBITRAGE_ENGINE_CA, value: /etc/arbitrage/engine-ca/{{ $engine.caSecret.key }} }
+{{- end }}
+{{- if eq .c.name "router" }}
+- { name: ARBITRAGE_ENGINE_ROUTER_JSON, value: /etc/arbitrage/router/router.json }
 {{- end }}
 {{- end -}}
 

@@ -107,6 +107,10 @@ containers:
       {{- toYaml . | nindent 6 }}
     {{- end }}
     ports:
+      {{- with int $c.service.kservePort }}
+      # The first, because that is KServe's.
+      - { name: kserve, containerPort: {{ . }} }
+      {{- end }}
       - { name: grpc, containerPort: {{ $c.service.port }} }
       - { name: metrics, containerPort: {{ $c.service.metricsPort }} }
     {{- include "arbitrage.probes" . | nindent 4 }}
@@ -160,6 +164,9 @@ volumes:
 {{- if $c.engine.apiKeySecret.name }}
 - { name: engine-key, mountPath: /etc/arbitrage/engine-key, readOnly: true }
 {{- end }}
+{{- if $c.engine.routerJson }}
+- { name: router-json, mountPath: /etc/arbitrage/router, readOnly: true }
+{{- end }}
 {{- if $c.engine.caSecret.name }}
 - { name: engine-ca, mountPath: /etc/arbitrage/engine-ca, readOnly: true }
 {{- end }}
@@ -193,6 +200,9 @@ volumes:
 {{- end }}
 {{- with $c.engine.apiKeySecret.name }}
 - { name: engine-key, secret: { secretName: {{ . }} } }
+{{- end }}
+{{- with $c.engine.routerJson }}
+- { name: router-json, configMap: { name: {{ . }} } }
 {{- end }}
 {{- with $c.engine.caSecret.name }}
 - { name: engine-ca, secret: { secretName: {{ . }} } }

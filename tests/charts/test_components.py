@@ -1,0 +1,290 @@
+"""What each kind of component becomes, where a mistake would show only in a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from router_training.__main__ import _parser as training_parser
+from router_training.config import read_config
+from services.cli.arguments import command_line
+from services.generator.settings import GeneratorSettings
+from services.orchestrator.settings import OrchestratorSettings
+from services.prm.settings import PrmSettings
+from services.router.settings import RouterSettings
+from services.rpc.settings import ServerSettings, read_settings
+from tests.charts.cases import CASES, TRAINING
+from tests.charts.rendering import (
+    COMPONENTS,
+    NAMESPACE,
+    Object,
+    containers,
+    environment,
+    of_kind,
+    pod_of,
+    pods,
+    rendered,
+)
+from tests.services.redis_servers import RedisServer
+
+pytestmark = pytest.mark.deploy
+
+SETTINGS: dict[str, type[ServerSettings]] = {
+    "services.orchestrator": OrchestratorSettings,
+    "services.generator": GeneratorSettings,
+    "services.prm": PrmSettings,
+    "services.router": RouterSettings,
+}
+
+
+def plain(value: Any) -> str:
+    """Returns a value of the environment, something where a Secret has it."""
+    return value if isinstance(value, str) else "redis://of-a-secret:6379"
+
+
+def container_of(objects: list[Object], component: str, name: str) -> Object:
+    """Returns a container of a component's pod."""
+    return next(one for one in containers(pod_of(objects, component)) if one["name"] == name)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_program_takes_the_settings_that_it_is_given(case: str) -> None:
+    read = set()
+    for _, pod in pods(rendered(*CASES[case])):
+        for container in containers(pod):
+            module = container.get("command", [""])[-1]
+            if module in SETTINGS:
+                given = environment(pod, container["name"])
+                settings = read_settings(
+                    SETTINGS[module], {name: plain(value) for name, value in given.items()}
+                )
+                assert settings.host == "0.0.0.0"
+                read.add(module)
+    assert "services.orchestrator" in read
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_probes_ask_for_the_service_by_name_or_on_the_metrics_port_where_grpc_has_tls(
+    case: str,
+) -> None:
+    for name, pod in pods(rendered(*CASES[case])):
+        for container in containers(pod):
+            if container.get("command", [""])[-1] not in SETTINGS:
+                continue
+            has_tls = "ARBITRAGE_TLS_CERTIFICATE" in environment(pod, container["name"])
+            for kind, path in (
+                ("startup", "/ready"),
+                ("readiness", "/ready"),
+                ("liveness", "/live"),
+            ):
+                probe = container[f"{kind}Probe"]
+                if has_tls:
+                    assert probe["httpGet"] == {"port": "metrics", "path": path}, name
+                else:
+                    assert probe["grpc"]["service"].startswith("arbitrage.v1."), name
+                    assert probe["grpc"]["port"] in {p["containerPort"] for p in container["ports"]}
+
+
+def test_a_slow_model_has_the_time_that_its_startup_probe_gives_it() -> None:
+    startup = container_of(rendered(), "target", "target")["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 600
+
+
+@pytest.mark.parametrize(
+    ("component", "begins"),
+    [
+        ("draft", ["text-generation-launcher", "--model-id", "org/small"]),
+        ("target", ["python3", "-m", "sglang.launch_server", "--model-path", "org/large"]),
+    ],
+)
+def test_a_server_beside_a_generator_starts_before_it_and_ends_after_it(
+    component: str, begins: list[str]
+) -> None:
+    objects = rendered(*CASES["servers"])
+    [server] = pod_of(objects, component)["spec"]["initContainers"]
+    assert server["restartPolicy"] == "Always"
+    assert server["command"] == begins
+    assert server["args"][-2:] == ["--revision", "0123abc"]
+    assert server["startupProbe"]["httpGet"]["path"] == "/health"
+    told = environment(pod_of(objects, component), component)
+    assert told["ARBITRAGE_ENGINE_URL"] == "http://127.0.0.1:8000"
+    assert told["ARBITRAGE_MODEL"] == begins[-1]
+    assert told["ARBITRAGE_ENGINE_REVISION"] == "0123abc"
+
+
+def test_gpus_go_to_what_runs_the_model() -> None:
+    objects = rendered(*CASES["servers"])
+    server, generator = containers(pod_of(objects, "target"))
+    assert server["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert "nvidia.com/gpu" not in generator["resources"]["limits"]
+    own = rendered({"target": {"gpu": {"count": 1}}})
+    assert container_of(own, "target", "target")["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert environment(pod_of(own, "target"), "target")["ARBITRAGE_DEVICE"] == "cuda"
+
+
+def test_a_pack_is_fetched_once_into_a_claim_and_waited_for_by_every_pod() -> None:
+    objects = rendered(*CASES["pulled"])
+    jobs = of_kind(objects, "Job")
+    assert len(jobs) == 2
+    for name, job in jobs.items():
+        [pull] = job["spec"]["template"]["spec"]["containers"]
+        parsed = command_line().parse_args(pull["command"][1:] + pull.get("args", []))
+        assert (parsed.command, parsed.action) == ("models", "pull"), name
+    [wait] = pod_of(objects, "target")["spec"]["initContainers"]
+    assert command_line().parse_args(wait["command"][1:]).action == "verify"
+    claims = of_kind(objects, "PersistentVolumeClaim")
+    assert claims["try-arbitrage-target-models"]["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_a_job_that_changes_gets_another_name_because_jobs_cannot_be_changed() -> None:
+    values, *_ = CASES["pulled"]
+    before = of_kind(rendered(values), "Job").keys()
+    after = of_kind(rendered({**values, "image": {"tag": "next"}}), "Job").keys()
+    assert not before & after
+    assert all(len(name) <= 63 for name in before)
+
+
+def test_the_helm_test_asks_for_one_solution_as_the_command_takes_it() -> None:
+    for case in ("defaults", "paper-vllm", "extras"):
+        objects = rendered(*CASES[case])
+        pod = of_kind(objects, "Pod")["try-arbitrage-test"]
+        assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+        [solve] = pod["spec"]["containers"]
+        asked = command_line().parse_args([*solve["command"], *solve["args"]][1:])
+        assert asked.command == "ask"
+        assert asked.address == f"try-arbitrage-orchestrator.{NAMESPACE}.svc:50050"
+
+
+def test_certificates_cover_the_name_under_which_each_is_called() -> None:
+    objects = rendered(*CASES["paper-vllm"])
+    certificates = of_kind(objects, "Certificate")
+    told = environment(pod_of(objects, "orchestrator"), "orchestrator")
+    for name in COMPONENTS:
+        spec = certificates[f"try-arbitrage-{name}"]["spec"]
+        mounted = pod_of(objects, name)["spec"]["volumes"]
+        assert {"secretName": spec["secretName"]} in [volume.get("secret") for volume in mounted]
+        if name != "orchestrator":
+            called = told[f"ARBITRAGE_{name.upper()}_ADDRESS"].rpartition(":")[0]
+            assert called in spec["dnsNames"]
+            allowed = environment(pod_of(objects, name), name)["ARBITRAGE_ALLOWED_CALLERS"]
+            assert allowed in certificates["try-arbitrage-orchestrator"]["spec"]["dnsNames"]
+
+
+def test_tls_without_mutual_takes_any_caller() -> None:
+    values, *_ = CASES["secrets"]
+    objects = rendered({**values, "tls": {**values["tls"], "mutual": False}})
+    told = environment(pod_of(objects, "draft"), "draft")
+    assert "ARBITRAGE_TLS_CERTIFICATE" in told
+    assert "ARBITRAGE_ALLOWED_CALLERS" not in told
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_real_redis_takes_the_configuration(tmp_path: Path, is_kept: bool) -> None:
+    values = {"redis": {"bundled": {"persistence": {"enabled": is_kept}, "maxMemoryMib": 64}}}
+    text = of_kind(rendered(values), "ConfigMap")["try-arbitrage-redis"]["data"]["redis.conf"]
+    path = tmp_path / "redis.conf"
+    path.write_text(text.replace("dir /data", f"dir {tmp_path}").replace("bind * -::*", ""))
+    server = RedisServer(tmp_path, is_bare=True)
+    server.options = (str(path), "--port", str(server.port), "--bind", "127.0.0.1")
+    try:
+        server.start()
+        with server.client() as client:
+            told: Any = client.config_get("*")
+    finally:
+        server.kill()
+    assert told["maxmemory-policy"] == "volatile-ttl"
+    assert told["maxmemory"] == str(64 << 20)
+    assert told["appendonly"] == ("yes" if is_kept else "no")
+
+
+@pytest.mark.parametrize("case", ["trained", "kserve"])
+def test_retraining_takes_its_configuration_and_every_stage_its_arguments(
+    case: str, tmp_path: Path
+) -> None:
+    objects = rendered(*CASES[case])
+    data = of_kind(objects, "ConfigMap")["try-arbitrage-router-training"]["data"]
+    path = tmp_path / "router.toml"
+    path.write_text(data["router.toml"])
+    config = read_config(path)
+    assert config.services.target == f"try-arbitrage-target.{NAMESPACE}.svc:50052"
+    assert config.promote.location == "/store/routers"
+    jobs = of_kind(objects, "CronJob")
+    stages = [
+        training_parser().parse_args(container["args"]).command
+        for name in ("collect", "train")
+        for container in containers(
+            jobs[f"try-arbitrage-router-training-{name}"]["spec"]["jobTemplate"]["spec"]["template"]
+        )
+    ]
+    assert stages == ["collect", "collect", "label", "train", "evaluate", "promote"]
+
+
+def test_each_pod_of_collect_walks_its_own_part() -> None:
+    jobs = of_kind(rendered(*CASES["trained"]), "CronJob")
+    spec = jobs["try-arbitrage-router-training-collect"]["spec"]["jobTemplate"]["spec"]
+    assert spec["completionMode"] == "Indexed"
+    assert spec["completions"] == spec["parallelism"] == 4
+    [walk] = spec["template"]["spec"]["containers"]
+    assert walk["args"][:2] == ["collect", "--shard=$(JOB_COMPLETION_INDEX)/4"]
+
+
+def test_the_router_reads_what_is_promoted_and_may_not_write_it() -> None:
+    pod = pod_of(rendered(*CASES["trained"]), "router")
+    [mount] = [m for m in pod["spec"]["containers"][0]["volumeMounts"] if m["name"] == "store"]
+    assert mount["readOnly"] is True
+    elsewhere = rendered({"routerTraining": {**TRAINING, "promoteTo": "s3://bucket/routers"}})
+    assert "store" not in str(pod_of(elsewhere, "router")["spec"])
+
+
+def test_a_component_that_runs_elsewhere_is_asked_and_not_deployed() -> None:
+    objects = rendered({"prm": {"address": "prm.other:1"}, "router": {"enabled": False}})
+    told = environment(pod_of(objects, "orchestrator"), "orchestrator")
+    assert told["ARBITRAGE_PRM_ADDRESS"] == "prm.other:1"
+    assert "ARBITRAGE_ROUTER_ADDRESS" not in told
+    for one in objects:
+        assert one["metadata"]["name"] not in {"try-arbitrage-prm", "try-arbitrage-router"}
+
+
+def test_a_block_says_only_what_differs_from_the_defaults() -> None:
+    values = {
+        "defaults": {"scheduling": {"nodeSelector": {"zone": "a"}}, "pdb": {"enabled": True}},
+        "target": {"scheduling": {"nodeSelector": {"gpu": "b"}}, "pdb": {"enabled": False}},
+        "orchestrator": {"replicas": 3},
+    }
+    objects = rendered(values)
+    assert pod_of(objects, "draft")["spec"]["nodeSelector"] == {"zone": "a"}
+    assert pod_of(objects, "target")["spec"]["nodeSelector"] == {"zone": "a", "gpu": "b"}
+    assert of_kind(objects, "PodDisruptionBudget").keys() == {"try-arbitrage-orchestrator"}
+
+
+def test_an_image_is_named_by_its_digest_where_there_is_one() -> None:
+    digest = f"sha256:{'ab' * 32}"
+    objects = rendered({"draft": {"image": {"digest": digest, "registry": "mirror.example/x"}}})
+    image = container_of(objects, "draft", "draft")["image"]
+    assert image == f"mirror.example/x/generator@{digest}"
+
+
+def test_clients_from_outside_reach_what_is_public_and_no_reflection() -> None:
+    [route] = of_kind(rendered(*CASES["paper-vllm"]), "GRPCRoute").values()
+    [rule] = route["spec"]["rules"]
+    assert [match["method"]["service"] for match in rule["matches"]] == [
+        "arbitrage.v1.OrchestratorService",
+        "grpc.health.v1.Health",
+    ]
+    [ingress] = of_kind(rendered(*CASES["external"]), "Ingress").values()
+    annotations = ingress["metadata"]["annotations"]
+    assert annotations["nginx.ingress.kubernetes.io/backend-protocol"] == "GRPC"
+    [ingress] = of_kind(rendered(*CASES["secrets"]), "Ingress").values()
+    annotations = ingress["metadata"]["annotations"]
+    assert annotations["nginx.ingress.kubernetes.io/backend-protocol"] == "GRPCS"
+
+
+def test_under_kserve_the_first_port_is_the_one_that_kserve_calls() -> None:
+    found = dict(pods(rendered(*CASES["kserve"])))
+    prm = found["InferenceService/try-arbitrage-prm-kserve"]["spec"]["containers"][0]
+    assert prm["name"] == "kserve-container"
+    assert prm["ports"][0]["containerPort"] == 8080
+    router = found["InferenceService/try-arbitrage-router-kserve"]["spec"]["containers"][0]
+    assert router["ports"][0]["containerPort"] == 50054
