@@ -34,17 +34,14 @@ from services.engines.engine_server import (
     Piece,
     Prompt,
     ServedModel,
-    digest_of,
     entropy_of,
 )
+from services.engines.openai_models import served_model
 
 _log = logging.getLogger(__name__)
 # Some servers take 0 for "any token", some -1, and some neither; a number beyond every vocabulary
 # means the same to all of them.
 _ANY_TOKEN = 1 << 20
-# What says nothing of the weights, or changes with every answer.
-_FLEETING = frozenset({"created", "permission", "permissions"})
-_CONTEXT_KEYS = ("max_model_len", "context_length", "n_ctx")
 
 
 class _Lenient(BaseModel):
@@ -115,17 +112,10 @@ class OpenAiServer:
             EngineSetupError: it has no such model, or takes no request of ours.
             ServerError
         """
-        entry = _entry(await self._http.get("/v1/models"), model, self._http.url)
+        served = await served_model(self._http, model)
         self._model = model
         await self._try_out()
-        kept = {key: value for key, value in entry.items() if key not in _FLEETING}
-        meta = entry.get("meta")
-        places = (entry, meta if isinstance(meta, dict) else {})
-        contexts = (place.get(key) for place in places for key in _CONTEXT_KEYS)
-        context = next((n for n in contexts if isinstance(n, int) and n > 0), None)
-        # An id alone is a name; what else is said stands for the weights, or for what they are.
-        says_more = bool(kept.keys() - {"id", "object", "owned_by"})
-        return ServedModel(digest_of(repr(sorted(kept.items()))) if says_more else "", context)
+        return served
 
     async def complete(self, completion: Completion) -> AsyncGenerator[Piece | End]:
         """Yields pieces, then one `End`, last.
@@ -279,21 +269,3 @@ def _piece(choice: _Choice) -> Piece:
         if likeliest
     )
     return Piece(choice.text, entropies, max(len(logprobs.token_logprobs), 1))
-
-
-def _entry(answer: Any, model: str, url: str) -> dict[str, Any]:
-    entries = answer.get("data") if isinstance(answer, dict) else None
-    if not isinstance(entries, list):
-        raise EngineSetupError(
-            "engine_url",
-            f"{url}/v1/models holds no list of models",
-            "name an OpenAI-compatible server, with what stands before /v1",
-        )
-    known = {e["id"]: e for e in entries if isinstance(e, dict) and isinstance(e.get("id"), str)}
-    if model in known:
-        return known[model]
-    raise EngineSetupError(
-        "model",
-        f"{url} serves no model {one_line(model)!r}",
-        "set it to one that it does: " + (", ".join(map(one_line, sorted(known))) or "none yet"),
-    )

@@ -11,7 +11,8 @@ from services.engines.base import Advantage, EngineStats, StepScores
 from services.engines.encoder import EncoderModel
 from services.engines.encoder_reader import EncoderReader
 from services.engines.loading import LoadedModel, ModelLoadError
-from services.engines.prm_families import find_family, separator_ids
+from services.engines.prm_families import find_family
+from services.engines.prm_readings import separator_ids
 from services.engines.router_format import FormatError, RouterFormat, read_router_format
 from services.engines.router_input import CandidateTooLong, router_pieces, router_tokens
 from services.engines.scheduler import EngineOptions
@@ -29,13 +30,13 @@ class TransformersPrm:
         self, loaded: LoadedModel, options: EngineOptions | None = None, family: str | None = None
     ) -> None:
         found = find_family(loaded.folder, loaded.reference, family)
-        parts = found.fit(loaded)
+        reading, head = found.fit(loaded)
         self.family = found.name
-        self._layout = parts.layout
-        self._rule = parts.rule
+        self._layout = reading.layout
+        self._rule = reading.rule
         self._identity = loaded.identity
         self._tokenizer = loaded.tokenizer
-        self._reader = SequenceReader(replace(loaded, head=parts.head), options, "prm")
+        self._reader = SequenceReader(replace(loaded, head=head.logits), options, "prm")
 
     @property
     def identity(self) -> ModelIdentity:
@@ -97,7 +98,7 @@ class TransformersRouter:
         self._format = _router_format(loaded)
         self._identity = loaded.identity
         self._tokenizer = loaded.tokenizer
-        self._separator_id = separator_ids(loaded, SEPARATOR)[-1]
+        self._separator_id = separator_ids(loaded.tokenizer, loaded.reference, SEPARATOR)[-1]
         self._reader: SequenceReader | EncoderReader
         if isinstance(loaded.model, EncoderModel):
             self._reader = EncoderReader(loaded.model, options, "router")

@@ -7,20 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from arbitrage.core.errors import (
-    ArbitrageError,
-    DraftUnavailable,
-    ModelUnavailable,
-    TargetUnavailable,
-)
-from arbitrage.core.steps import ModelIdentity
-from services.engines.engine_http import (
-    EngineSetupError,
-    HttpOptions,
-    HttpServer,
-    ServerError,
-    read_key,
-)
+from arbitrage.core.errors import DraftUnavailable, ModelUnavailable, TargetUnavailable
 from services.engines.engine_prompts import (
     ChatText,
     PlainText,
@@ -29,16 +16,13 @@ from services.engines.engine_prompts import (
     load_tokenizer,
 )
 from services.engines.engine_server import EngineServer
-from services.engines.loading import ModelLoadError
 from services.engines.openai_server import OpenAiServer
-from services.engines.pack_manifest import PackError
 from services.engines.remote_generator import RemoteGenerator, RemoteModel
 from services.engines.tgi_server import TgiServer
 from services.engines.tokenization import PieceTokenizer
 from services.generator.settings import GeneratorSettings
 from services.rpc.model_program import EngineMetrics, in_daemon_thread, resolved_model
-from services.rpc.program import StartError
-from services.rpc.settings import variable_of
+from services.rpc.remote_model import http_server, named_model, setup_failures, warmed_up
 from services.rpc.telemetry import Telemetry
 
 _UNAVAILABLE: Final[dict[str, type[ModelUnavailable]]] = {
@@ -65,46 +49,25 @@ async def running_remote_engine(
     Raises:
         StartError: the server, its model or its tokenizer cannot be used as told.
     """
-    try:
+    with setup_failures():
         parts = await in_daemon_thread(lambda: _parts(settings))
-    except EngineSetupError as error:
-        raise StartError(f"{variable_of(error.setting)}: {error}") from error
-    except (ModelLoadError, PackError) as error:
-        raise StartError(f"{variable_of('engine_tokenizer')}: {error}") from error
     try:
-        model = await _remote_model(settings, parts)
+        with setup_failures():
+            model = await _remote_model(settings, parts)
     except BaseException:
         await parts.server.close()
         raise
     engine = RemoteGenerator(parts.server, model)
     try:
-        await _warm_up(engine)
+        await warmed_up(engine)
         telemetry.registry.register(EngineMetrics(engine, settings.role))
         yield engine
     finally:
         await engine.close()
 
 
-async def _warm_up(engine: RemoteGenerator) -> None:
-    try:
-        await engine.warm_up()
-    except ArbitrageError as error:
-        raise StartError(
-            f"{variable_of('engine_url')}: the first call failed: {error}; check the server's log"
-        ) from error
-
-
 def _parts(settings: GeneratorSettings) -> _Parts:
-    assert settings.engine_url is not None, "the settings were checked"
-    key_file = settings.engine_api_key_file
-    options = HttpOptions(
-        url=settings.engine_url,
-        api_key=None if key_file is None else read_key(key_file),
-        ca=settings.engine_ca,
-        silence_timeout_s=settings.engine_silence_timeout_s,
-        max_connections=settings.max_batch + settings.max_queue,
-    )
-    http = HttpServer(options)
+    http = http_server(settings, settings.engine_silence_timeout_s)
     server: EngineServer
     if settings.engine == "tgi":
         server = TgiServer(http, settings.engine_top_logprobs)
@@ -120,27 +83,8 @@ def _parts(settings: GeneratorSettings) -> _Parts:
 
 
 async def _remote_model(settings: GeneratorSettings, parts: _Parts) -> RemoteModel:
-    try:
-        served = await parts.server.describe(settings.model)
-    except EngineSetupError as error:
-        raise StartError(f"{variable_of(error.setting)}: {error}") from error
-    except ServerError as error:
-        raise StartError(
-            f"{variable_of('engine_url')}: {error}; start the server first, or name another"
-        ) from error
-    revision = settings.engine_revision or served.revision
-    if not revision:
-        raise StartError(
-            f"{variable_of('engine_revision')}: is not set, and the server says nothing that "
-            "changes with the model's weights; set it to what stands for them, such as a commit"
-        )
-    context = settings.engine_max_context_tokens or served.max_context_tokens
-    if context is None:
-        raise StartError(
-            f"{variable_of('engine_max_context_tokens')}: is not set, and the server does not say "
-            "it; set it to the tokens that a prompt and its answer may have there"
-        )
-    identity = ModelIdentity(settings.model_id or settings.model, revision)
+    served = await parts.server.describe(settings.model)
+    identity, context = named_model(settings, served)
     return RemoteModel(
         identity=identity_with(identity, parts.prompts),
         prompts=parts.prompts,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-from services.rpc.model_program import ModelSettings
+from services.rpc.remote_settings import RemoteSettings
 from services.rpc.settings import PositiveCount, Seconds, check_needs, variable_of
 
 _PORTS = {"draft": 50051, "target": 50052}
@@ -26,23 +23,7 @@ _REMOTE_FIELDS = (
 )
 
 
-def _checked_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.netloc or parts.query or parts.fragment:
-        raise PydanticCustomError("engine_url", "http://host:port or https://host:port")
-    if parts.username is not None:
-        raise PydanticCustomError(
-            "engine_url",
-            "an address with no user in it (ARBITRAGE_ENGINE_API_KEY_FILE has the key)",
-        )
-    # Servers are named with and without it; every path asked for begins with it.
-    return url.rstrip("/").removesuffix("/v1")
-
-
-EngineUrl = Annotated[str, AfterValidator(_checked_url)]
-
-
-class GeneratorSettings(ModelSettings):
+class GeneratorSettings(RemoteSettings):
     """What a generator can be told.
 
     The port follows the role unless it is set: 50051 for the draft, 50052 for the target.
@@ -60,34 +41,10 @@ class GeneratorSettings(ModelSettings):
         "speaks the OpenAI completions API or TGI's; ARBITRAGE_MODEL is then that server's name "
         "for the model.",
     )
-    engine_url: EngineUrl | None = Field(
-        None, description="Address of that server: what stands before /v1, or before /info."
-    )
-    engine_api_key_file: Path | None = Field(
-        None, description="File with the API key that it asks for."
-    )
-    engine_ca: Path | None = Field(
-        None,
-        description="PEM file with the CA of its certificate; by default the system's are "
-        "believed.",
-    )
-    engine_tokenizer: Annotated[str, Field(min_length=1)] | None = Field(
-        None,
-        description="Tokenizer of the model there: a folder, org/name@revision, a .gguf file, or "
-        "a pack; without it the server tokenises.",
-    )
     engine_prompt: Literal["plain", "chat"] = Field(
         "plain",
         description="How a problem is put to the model: as it is, or in its chat template; "
         "instruct models want chat.",
-    )
-    engine_max_context_tokens: PositiveCount | None = Field(
-        None, description="Tokens that fit the model's context there; by default what it says."
-    )
-    engine_revision: Annotated[str, Field(min_length=1, max_length=128)] | None = Field(
-        None,
-        description="What stands for the weights there and changes with them; by default made of "
-        "what the server says of its model.",
     )
     engine_top_logprobs: int = Field(
         5,

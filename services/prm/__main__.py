@@ -13,6 +13,7 @@ from services.engines.base import PrmEngine
 from services.engines.loading import ModelKind
 from services.engines.prm_families import find_family
 from services.engines.transformers_scorers import TransformersPrm
+from services.prm.remote import running_vllm_prm
 from services.prm.servicer import PrmServicer
 from services.prm.settings import PrmSettings
 from services.rpc.judge_program import kserve_needed, running_remote_judge
@@ -29,7 +30,9 @@ async def build(settings: PrmSettings, telemetry: Telemetry) -> AsyncIterator[Pr
 
 
 def _engine(settings: PrmSettings, telemetry: Telemetry) -> AbstractAsyncContextManager[PrmEngine]:
-    if settings.engine != "transformers":
+    if settings.engine == "vllm":
+        return running_vllm_prm(settings, telemetry)
+    if settings.engine == "oip":
         with kserve_needed("engine"):
             from services.engines.oip_judges import OipPrm
         return running_remote_judge(settings, telemetry, "prm", lambda: OipPrm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,11 @@ class RouterSettings(JudgeSettings):
         le=86_400,
         allow_inf_nan=False,
         description="Time between looks for a promoted router, in seconds; 0 never looks.",
+    )
+    engine: Literal["transformers", "oip"] = Field(
+        "transformers",
+        description="What runs the model: transformers in this process, or a server of the Open "
+        "Inference Protocol (KServe, Triton, MLServer); ARBITRAGE_MODEL is then its name there.",
     )
     engine_router_json: Path | None = Field(
         None,

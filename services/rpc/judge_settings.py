@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -17,11 +17,8 @@ _REMOTE_FIELDS = ("engine_url", "engine_ca", "engine_timeout_s")
 class JudgeSettings(ModelSettings):
     """What a program that judges steps can be told."""
 
-    engine: Literal["transformers", "oip"] = Field(
-        "transformers",
-        description="What runs the model: transformers in this process, or a server of the Open "
-        "Inference Protocol (KServe, Triton, MLServer); ARBITRAGE_MODEL is then its name there.",
-    )
+    # Each program says which there are.
+    engine: str = "transformers"
     engine_url: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="Address of that server's gRPC port, as host:port."
     )

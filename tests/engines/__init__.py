@@ -1,1 +1,1 @@
-"""Real servers of language models, installed for these tests, behind our generator."""
+"""Real servers of models, installed for these tests, behind our services."""

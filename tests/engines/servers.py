@@ -19,6 +19,8 @@ from tests.services.redis_servers import free_port
 
 MODEL_NAME = "smollm2"
 CONTEXT_TOKENS = 2048
+PRM_NAME = "prm"
+PRM_CONTEXT_TOKENS = 256
 _START_TIMEOUT_S = 300.0
 
 
@@ -55,6 +57,15 @@ def vllm() -> Iterator[EngineProcess]:
     options = ["--model", str(MODEL_FOLDER), "--served-model-name", MODEL_NAME]
     options += ["--dtype", "float32", "--max-model-len", str(CONTEXT_TOKENS), "--enforce-eager"]
     with _serving("vllm", "vllm.entrypoints.openai.api_server", options) as process:
+        yield process
+
+
+@contextmanager
+def vllm_prm(folder: Path, *options: str) -> Iterator[EngineProcess]:
+    """Serves a process reward model with vLLM until the block is left."""
+    told = ["--model", str(folder), "--served-model-name", PRM_NAME, "--dtype", "float32"]
+    told += ["--max-model-len", str(PRM_CONTEXT_TOKENS), "--enforce-eager", *options]
+    with _serving("vllm", "vllm.entrypoints.openai.api_server", told) as process:
         yield process
 
 

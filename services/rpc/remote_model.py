@@ -1,0 +1,92 @@
+"""What programs share whose model a server runs over HTTP: connecting, naming it, a first call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from arbitrage.core.errors import ArbitrageError
+from arbitrage.core.steps import ModelIdentity
+from services.engines.base import Engine
+from services.engines.engine_http import (
+    EngineSetupError,
+    HttpOptions,
+    HttpServer,
+    ServerError,
+    read_key,
+)
+from services.engines.engine_server import ServedModel
+from services.engines.loading import ModelLoadError
+from services.engines.pack_manifest import PackError
+from services.rpc.program import StartError
+from services.rpc.remote_settings import RemoteSettings
+from services.rpc.settings import variable_of
+
+
+def http_server(settings: RemoteSettings, silence_timeout_s: float) -> HttpServer:
+    """Returns the server that the settings name. Reads files, so a coroutine does it in a thread.
+
+    Raises:
+        EngineSetupError: the key or the CA cannot be used.
+    """
+    assert settings.engine_url is not None, "the settings were checked"
+    key_file = settings.engine_api_key_file
+    return HttpServer(
+        HttpOptions(
+            url=settings.engine_url,
+            api_key=None if key_file is None else read_key(key_file),
+            ca=settings.engine_ca,
+            silence_timeout_s=silence_timeout_s,
+            max_connections=settings.max_batch + settings.max_queue,
+        )
+    )
+
+
+@contextmanager
+def setup_failures() -> Iterator[None]:
+    """Turns what stops an engine on another server from being made into a `StartError`."""
+    try:
+        yield
+    except EngineSetupError as error:
+        raise StartError(f"{variable_of(error.setting)}: {error}") from error
+    except (ModelLoadError, PackError) as error:
+        raise StartError(f"{variable_of('engine_tokenizer')}: {error}") from error
+    except ServerError as error:
+        raise StartError(
+            f"{variable_of('engine_url')}: {error}; start the server first, or name another"
+        ) from error
+
+
+def named_model(settings: RemoteSettings, served: ServedModel) -> tuple[ModelIdentity, int]:
+    """Returns the model's identity and the tokens of its context: what is set, or what it says.
+
+    Raises:
+        StartError: neither tells.
+    """
+    revision = settings.engine_revision or served.revision
+    if not revision:
+        raise StartError(
+            f"{variable_of('engine_revision')}: is not set, and the server says nothing that "
+            "changes with the model's weights; set it to what stands for them, such as a commit"
+        )
+    context = settings.engine_max_context_tokens or served.max_context_tokens
+    if context is None:
+        raise StartError(
+            f"{variable_of('engine_max_context_tokens')}: is not set, and the server does not say "
+            "it; set it to the tokens that a prompt and its answer may have there"
+        )
+    return ModelIdentity(settings.model_id or settings.model, revision), context
+
+
+async def warmed_up(engine: Engine) -> None:
+    """Makes the first call.
+
+    Raises:
+        StartError: it failed.
+    """
+    try:
+        await engine.warm_up()
+    except ArbitrageError as error:
+        raise StartError(
+            f"{variable_of('engine_url')}: the first call failed: {error}; check the server's log"
+        ) from error
