@@ -25,7 +25,8 @@ class _Section(BaseModel):
 class Services(_Section):
     """Where the models are: a pack whose services are started for the run, or addresses.
 
-    `device` is torch's name of where a pack's models run.
+    `device` is torch's name of where a pack's models run. With `tls_ca`, the PEM file of a CA,
+    services are reached over TLS, and shown `tls_certificate` where they want one.
     """
 
     pack: str | None = None
@@ -33,6 +34,9 @@ class Services(_Section):
     target: str | None = None
     prm: str | None = None
     router: str | None = None
+    tls_ca: Path | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
     device: str = "cpu"
     call_timeout_s: Annotated[float, Field(gt=0)] = 120.0
 
@@ -43,6 +47,16 @@ class Services(_Section):
             raise ValueError("give either pack or addresses, not both")
         if self.pack is None and not all(addresses):
             raise ValueError("give a pack, or the addresses of draft, target and prm")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key: give both or neither")
+        if self.tls_certificate is not None and self.tls_ca is None:
+            raise ValueError("tls_certificate: needs tls_ca, the CA of the services' certificates")
+        if self.pack is not None and self.tls_ca is not None:
+            raise ValueError("tls_ca: a pack's services are started in plaintext; leave it out")
         return self
 
 

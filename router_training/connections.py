@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from arbitrage.core.errors import ArbitrageError, DraftUnavailable, TargetUnavailable
 from arbitrage.core.ports import Models
 from arbitrage.core.steps import ModelIdentity
+from arbitrage.pem import Pem, PemError, read_pem
 from router_training.config import Services
 from router_training.errors import ServiceFailed
 from services.cli.failures import CommandError
@@ -21,6 +24,10 @@ from services.engines.packs import find_pack
 from services.rpc.calls import CallLimits
 from services.rpc.clients import GrpcGenerator, GrpcRouter, GrpcScorer
 from services.rpc.pool import opened_pool
+from services.rpc.tls import ChannelOpener
+from services.rpc.watched import WatchedFiles
+
+_MAX_MESSAGE_MIB: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +57,10 @@ async def connected(services: Services) -> AsyncIterator[Connection]:
     """
     async with AsyncExitStack() as stack:
         addresses = await stack.enter_async_context(_addresses(services))
+        opener = await asyncio.to_thread(_channel_opener, services)
         limits = CallLimits(services.call_timeout_s, grace_s=10.0)
         pools = {
-            role: await stack.enter_async_context(opened_pool(role, address))
+            role: await stack.enter_async_context(opened_pool(role, address, opener))
             for role, address in addresses.items()
         }
         draft = GrpcGenerator(pools["draft"], DraftUnavailable, limits)
@@ -75,6 +83,26 @@ async def connected(services: Services) -> AsyncIterator[Connection]:
             prm_model,
             router,
         )
+
+
+def _channel_opener(services: Services) -> ChannelOpener:
+    """Opens channels as the services want them; files that are renewed count.
+
+    Raises:
+        ServiceFailed: a file cannot be used.
+    """
+    if services.tls_ca is None:
+        return ChannelOpener(_MAX_MESSAGE_MIB)
+    files = (services.tls_ca, services.tls_certificate, services.tls_key)
+
+    def read() -> Pem:
+        try:
+            return read_pem(*files)
+        except PemError as error:
+            raise ServiceFailed(f"services.tls_{error.part}: {error}") from None
+
+    paths = tuple(path for path in files if path is not None)
+    return ChannelOpener(_MAX_MESSAGE_MIB, WatchedFiles(paths, read, lambda: None))
 
 
 @asynccontextmanager

@@ -169,7 +169,9 @@ def test_certificates_cover_the_name_under_which_each_is_called() -> None:
             called = told[f"ARBITRAGE_{name.upper()}_ADDRESS"].rpartition(":")[0]
             assert called in spec["dnsNames"]
             allowed = environment(pod_of(objects, name), name)["ARBITRAGE_ALLOWED_CALLERS"]
-            assert allowed in certificates["try-arbitrage-orchestrator"]["spec"]["dnsNames"]
+            callers = ["orchestrator"] if name == "router" else ["orchestrator", "router-training"]
+            for caller, host in zip(callers, allowed.split(","), strict=True):
+                assert host in certificates[f"try-arbitrage-{caller}"]["spec"]["dnsNames"]
 
 
 def test_tls_without_mutual_takes_any_caller() -> None:
@@ -199,7 +201,7 @@ def test_a_real_redis_takes_the_configuration(tmp_path: Path, is_kept: bool) -> 
     assert told["appendonly"] == ("yes" if is_kept else "no")
 
 
-@pytest.mark.parametrize("case", ["trained", "kserve"])
+@pytest.mark.parametrize("case", ["trained", "kserve", "paper-vllm"])
 def test_retraining_takes_its_configuration_and_every_stage_its_arguments(
     case: str, tmp_path: Path
 ) -> None:
@@ -209,7 +211,8 @@ def test_retraining_takes_its_configuration_and_every_stage_its_arguments(
     path.write_text(data["router.toml"])
     config = read_config(path)
     assert config.services.target == f"try-arbitrage-target.{NAMESPACE}.svc:50052"
-    assert config.promote.location == "/store/routers"
+    assert config.promote.location.endswith("/routers")
+    assert (config.services.tls_ca is not None) is (case == "paper-vllm")
     jobs = of_kind(objects, "CronJob")
     stages = [
         training_parser().parse_args(container["args"]).command

@@ -159,7 +159,7 @@ BY_TEMPLATE = [
     ),
     (
         {"routerTraining": TRAINING, "tls": {"enabled": True}},
-        "routerTraining.enabled: is true, and so is tls.enabled, but the training job speaks",
+        "tls.secrets.router-training: is empty, but tls.enabled is true; name the Secret with",
     ),
     (
         of("prm", engine={"mode": "sidecar", "image": "a/b:1"}),

@@ -98,7 +98,7 @@ def test_every_key_of_the_schema_has_a_default() -> None:
 
 def test_every_value_has_a_line_that_says_what_it_is() -> None:
     lines = (CHART / "values.yaml").read_text().splitlines()
-    keys = [index for index, line in enumerate(lines) if re.match(r"^ *[\w.]+:", line)]
+    keys = [index for index, line in enumerate(lines) if re.match(r"^ *[\w.-]+:", line)]
     assert len(keys) > 250
     bare = [
         lines[index]

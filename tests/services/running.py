@@ -119,6 +119,16 @@ class House:
         return self.telemetry.registry.get_sample_value(name, labels)
 
 
+async def http_answer(port: int, path: str) -> bytes:
+    """Returns what the metrics port answers."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Waits for something to become true that no event tells of."""
     async with asyncio.timeout(60):

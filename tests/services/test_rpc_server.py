@@ -24,7 +24,7 @@ from services.rpc.gate import Gate
 from services.rpc.handlers import Context
 from services.rpc.server import Listener, PortTaken, RpcServer
 from services.rpc.telemetry import MetricsEndpoint, Telemetry
-from tests.services.running import GENERATOR, bytes_stream, serving, until
+from tests.services.running import GENERATOR, bytes_stream, http_answer, serving, until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -319,16 +319,6 @@ async def test_calls_are_counted_from_zero_by_method_and_code(
         with pytest.raises(grpc.aio.AioRpcError):
             await generator(channel).GetGenerator(generator_pb2.GetGeneratorRequest())
     assert (count("OK"), count("INTERNAL")) == (1.0, 1.0)
-
-
-async def http_answer(port: int, path: str) -> bytes:
-    """Returns what the metrics port answers."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
-    answer = await reader.read()
-    writer.close()
-    await writer.wait_closed()
-    return answer
 
 
 async def test_metrics_are_read_over_http() -> None:

@@ -26,7 +26,16 @@ from arbitrage.v1 import (
 from services.generator.servicer import GeneratorServicer
 from services.rpc.pool import opened_pool
 from tests.services.fakes_engines import FakeGeneratorEngine
-from tests.services.running import GENERATOR, ORCHESTRATOR, PRM, ROUTER, asking, serving
+from tests.services.redis_servers import free_port
+from tests.services.running import (
+    GENERATOR,
+    ORCHESTRATOR,
+    PRM,
+    ROUTER,
+    asking,
+    http_answer,
+    serving,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBLEM = "Ann owns 14. Bob has 8 more than Ann. How many pens does Bob have?"
@@ -197,10 +206,15 @@ async def test_a_program_that_still_loads_its_model_stops_when_told(tmp_path: Pa
     os.mkfifo(first)
     os.mkfifo(second)
     variables = {"ARBITRAGE_MODEL": str(tmp_path), "ARBITRAGE_ROLE": "draft"}
+    port = free_port()
+    variables["ARBITRAGE_METRICS_PORT"] = str(port)
     async with started("services.generator", **variables) as process:
         async with asyncio.timeout(START_TIMEOUT_S):
             while not is_read(first):  # noqa: ASYNC110 - no event tells of it
                 await asyncio.sleep(0.05)
+        # A prober leaves it alone while it loads, and sends it no calls.
+        assert (await http_answer(port, "/live")).split()[1] == b"200"
+        assert (await http_answer(port, "/ready")).split()[1] == b"503"
         process.terminate()
         code, written = await asyncio.wait_for(ended(process), 30)
     assert code == 0, written
@@ -216,7 +230,9 @@ async def test_judges_serve_the_shipped_models(tmp_path: Path) -> None:
         started("services.prm", ARBITRAGE_READY_FILE=str(files["prm"]), **variables) as prm,
         started("services.router", ARBITRAGE_READY_FILE=str(files["router"]), **variables) as judge,
     ):
-        prm_address = (await ready(prm, files["prm"]))["address"]
+        told = await ready(prm, files["prm"])
+        prm_address = told["address"]
+        assert (await http_answer(told["metrics_port"], "/ready")).split()[1] == b"200"
         router_address = (await ready(judge, files["router"]))["address"]
         async with grpc.aio.insecure_channel(prm_address) as channel:
             await serves(prm_address, PRM.full_name)

@@ -20,6 +20,7 @@ from router_training.prefixes import OraclePrefixes, PrefixPolicy, RandomPrefixe
 from router_training.questions import Question, question_id
 from router_training.rows import Row, RowFolder
 from services.rpc.feedback_log import FeedbackLog
+from tests.services.certificates import Authority
 from tests.services.running import House, asking, solution, until
 
 QUESTIONS = [Question(question_id(f"{n} + 1?"), f"{n} + 1?", "sum") for n in range(12)]
@@ -143,6 +144,38 @@ async def test_a_service_that_is_not_there_is_named_with_its_address() -> None:
     with pytest.raises(ServiceFailed, match=r"draft 127\.0\.0\.1:1"):
         async with connected(nowhere) as connection:
             assert isinstance(connection, Connection)
+
+
+def services_with_tls(house: House, authority: Authority, certificate: Path, key: Path) -> Services:
+    """Returns where the models of a house are, each under a name that its certificate has."""
+    found = services(house).model_dump()
+    for role in ("draft", "target", "prm", "router"):
+        found[role] = found[role].replace("127.0.0.1", "localhost")
+    tls = {"tls_ca": authority.path, "tls_certificate": certificate, "tls_key": key}
+    return Services.model_validate({**found, **tls})
+
+
+async def test_models_that_want_a_certificate_are_shown_one(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    own = authority.issue("training", "training.svc")
+    shown = {"models_tls_certificate": own[0], "models_tls_key": own[1]}
+    house = House(
+        models_tls=authority.server(client_ca=authority.path),
+        settings={"models_tls_ca": authority.path, **shown},
+    )
+    async with house.open(), connected(services_with_tls(house, authority, *own)) as connection:
+        assert connection.target == house.target.identity
+
+
+async def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    _, key = authority.issue("training", "training.svc")
+    house = House()
+    async with house.open():
+        nowhere = services_with_tls(house, authority, tmp_path / "none.pem", key)
+        with pytest.raises(ServiceFailed, match=r"services\.tls_certificate: .*none\.pem"):
+            async with connected(nowhere):
+                pass
 
 
 async def test_router_prefixes_need_a_router(house: House, folder: RowFolder) -> None:

@@ -37,3 +37,19 @@ def test_an_odd_key_is_named_on_one_short_line(pair: str) -> None:
 def test_a_seed_is_one_that_every_stage_can_use(seed: int) -> None:
     with pytest.raises(ConfigInvalid, match=r"train\.seed: Input should be"):
         read_config(TINY, {"train.seed": seed})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"services.tls_ca": "ca.pem"}, "a pack's services are started in plaintext"),
+        ({"services.tls_certificate": "a.pem"}, "tls_certificate and tls_key: give both"),
+        (
+            {"services.tls_certificate": "a.pem", "services.tls_key": "a.key"},
+            "tls_certificate: needs tls_ca",
+        ),
+    ],
+)
+def test_half_of_tls_is_refused(given: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigInvalid, match=said):
+        read_config(TINY, given)

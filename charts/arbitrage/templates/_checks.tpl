@@ -200,8 +200,8 @@ fix. All of them are told at once.
 {{- if not .components.prm.reach }}
 - "routerTraining.enabled: is true, but prm.enabled is false, and without a PRM there are no advantages to learn; set prm.enabled=true"
 {{- end }}
-{{- if $tls.enabled }}
-- "routerTraining.enabled: is true, and so is tls.enabled, but the training job speaks plaintext; run it outside of the release, or set one of them to false"
+{{- if and $tls.enabled (not $tls.certManager.enabled) (not (index $tls.secrets "router-training")) }}
+- "tls.secrets.router-training: is empty, but tls.enabled is true; name the Secret with tls.crt, tls.key and ca.crt of the training job, or set tls.certManager.enabled=true"
 {{- end }}
 {{- if and (not $training.store.existingClaim) (ne $training.store.accessMode "ReadWriteMany") (gt (int $training.collect.shards) 1) }}
 - {{ printf "routerTraining.store.accessMode: is %s, but %d shards write to it at once; take ReadWriteMany, or set routerTraining.collect.shards=1" $training.store.accessMode (int $training.collect.shards) | quote }}

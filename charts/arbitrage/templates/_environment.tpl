@@ -41,7 +41,7 @@
 {{- end }}
 {{- if and .root.Values.tls.enabled .root.Values.tls.mutual }}
 - { name: ARBITRAGE_TLS_CLIENT_CA, value: /etc/arbitrage/tls/ca.crt }
-- { name: ARBITRAGE_ALLOWED_CALLERS, value: {{ .components.orchestrator.host | quote }} }
+- { name: ARBITRAGE_ALLOWED_CALLERS, value: {{ include "arbitrage.callers" . | quote }} }
 {{- end }}
 - { name: ARBITRAGE_MODEL, value: {{ ternary (regexReplaceAll "@.*$" $c.model.reference "") $c.model.reference $isServed | quote }} }
 {{- with $c.model.id }}
@@ -66,6 +66,14 @@
 - { name: ARBITRAGE_KSERVE_HTTP_PORT, value: {{ . | quote }} }
 {{- end }}
 {{- include "arbitrage.cacheEnvironment" $c }}
+{{- end -}}
+
+{{/* Who may call a model: names in certificates. */}}
+{{- define "arbitrage.callers" -}}
+{{ .components.orchestrator.host }}
+{{- if and .root.Values.routerTraining.enabled (ne .c.name "router") -}}
+,{{ include "arbitrage.fullname" .root }}-router-training.{{ .root.Release.Namespace }}.svc
+{{- end -}}
 {{- end -}}
 
 {{/* Where model files are kept. Takes a component. */}}

@@ -10,6 +10,9 @@ volumes:
   - { name: tmp, emptyDir: {} }
   - { name: configuration, configMap: { name: {{ include "arbitrage.fullname" . }}-router-training } }
   - { name: store, persistentVolumeClaim: { claimName: {{ include "arbitrage.storeClaim" . }} } }
+  {{- if .Values.tls.enabled }}
+  - { name: tls, secret: { secretName: {{ include "arbitrage.tlsSecret" (dict "root" . "name" "router-training") }} } }
+  {{- end }}
 {{- end -}}
 
 {{/* One stage. Takes root, arguments, resources and environment. */}}
@@ -40,4 +43,7 @@ volumeMounts:
   - { name: tmp, mountPath: /tmp }
   - { name: configuration, mountPath: /etc/arbitrage, readOnly: true }
   - { name: store, mountPath: /store }
+  {{- if .root.Values.tls.enabled }}
+  - { name: tls, mountPath: /etc/arbitrage-tls, readOnly: true }
+  {{- end }}
 {{- end -}}
