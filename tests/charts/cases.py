@@ -68,6 +68,23 @@ CASES: Final[dict[str, tuple[dict[str, Any], *tuple[Path, ...]]]] = {
             ],
         },
     ),
+    "scored-by-vllm": (
+        {
+            "prm": {
+                "model": {"reference": "org/prm@0123abc"},
+                "engine": {
+                    "mode": "external",
+                    "kind": "vllm",
+                    "url": "https://vllm.models.svc",
+                    "tokenizer": "org/prm@0123abc",
+                    "apiKeySecret": {"name": "vllm-key"},
+                    "caSecret": {"name": "models-ca"},
+                    "maxContextTokens": 4096,
+                },
+                "settings": {"PRM_FAMILY": "qwen2.5-math-prm"},
+            },
+        },
+    ),
     "trained": (
         {
             "routerTraining": {**TRAINING, "train": {"gpu": {"count": 1}, "fromFeedback": True}},

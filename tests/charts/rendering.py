@@ -34,6 +34,7 @@ def helm(*arguments: str | Path, given: str | None = None) -> str:
     Raises:
         Refused
     """
+    assert HELM.exists(), "Helm is missing: run `make test-deploy`, which fetches it"
     command = [str(HELM), *map(str, arguments)]
     run = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
     if run.returncode != 0:

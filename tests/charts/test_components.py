@@ -288,3 +288,21 @@ def test_under_kserve_the_first_port_is_the_one_that_kserve_calls() -> None:
     assert prm["ports"][0]["containerPort"] == 8080
     router = found["InferenceService/try-arbitrage-router-kserve"]["spec"]["containers"][0]
     assert router["ports"][0]["containerPort"] == 50054
+
+
+def test_large_numbers_stay_whole_numbers() -> None:
+    user = {"runAsUser": 1000660000, "runAsGroup": 1000660000, "fsGroup": 1000660000}
+    values = {
+        "defaults": {"security": user},
+        "orchestrator": {"settings": {"MAX_TOKENS": 2000000, "HEDGE_QUANTILE": 0.95}},
+        "redis": {"bundled": {"maxMemoryMib": 2000000}},
+        "routerTraining": {**TRAINING, "train": {"activeDeadlineSeconds": 2000000}},
+    }
+    objects = rendered(values)
+    pod = pod_of(objects, "orchestrator")
+    assert user.items() <= pod["spec"]["securityContext"].items()
+    told = environment(pod, "orchestrator")
+    assert told["ARBITRAGE_MAX_TOKENS"] == "2000000"
+    assert told["ARBITRAGE_HEDGE_QUANTILE"] == "0.95"
+    assert "maxmemory 2000000mb" in str(of_kind(objects, "ConfigMap"))
+    assert "'activeDeadlineSeconds': 2000000" in str(of_kind(objects, "CronJob"))

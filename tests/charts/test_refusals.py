@@ -163,11 +163,19 @@ BY_TEMPLATE = [
     ),
     (
         of("prm", engine={"mode": "sidecar", "image": "a/b:1"}),
-        "prm.engine.mode: is sidecar, which is for draft and target; set it to inProcess, or to",
+        "prm.engine.mode: is sidecar, which is for draft and target; set it to inProcess or ext",
     ),
     (
-        of("prm", engine={"mode": "external", "url": "a:1"}),
-        "prm.engine.kind: is vllm, but scores come over the Open Inference Protocol; set it to",
+        of("router", engine={"mode": "external", "url": "a:1"}),
+        "router.engine.kind: is vllm, which gives no scores; set it to oip",
+    ),
+    (
+        of("prm", engine={"mode": "external", "kind": "tgi", "url": "a:1"}),
+        "prm.engine.kind: is tgi, which gives no scores; set it to oip or vllm",
+    ),
+    (
+        of("prm", engine={"mode": "external", "url": "http://vllm:8000"}),
+        "prm.engine.tokenizer: is empty, but engine.kind is vllm, which is asked with token ids",
     ),
     (
         of("router", engine={"mode": "external", "kind": "oip", "url": "a:1"}),

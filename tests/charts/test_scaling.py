@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +20,7 @@ from tests.charts.rendering import (
     of_kind,
     rendered,
 )
-from tests.charts.tools import ROOT
+from tests.charts.tools import KUBECTL, ROOT
 
 pytestmark = pytest.mark.deploy
 
@@ -36,17 +40,40 @@ def target(objects: list[Object], kind: str) -> Object:
     return of_kind(objects, kind)["try-arbitrage-target"]
 
 
+def applied(live: Object, rendered_anew: Object, folder: Path) -> Object:
+    """Returns what is left of an object in a cluster when another is applied to it, by kubectl."""
+    path = folder / "live.json"
+    path.write_text(json.dumps(live))
+    patch = ("--type", "strategic", "--patch", json.dumps(rendered_anew))
+    command = [
+        str(KUBECTL),
+        "patch",
+        "--local",
+        "--filename",
+        str(path),
+        *patch,
+        "--output",
+        "json",
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: Object = json.loads(run.stdout)
+    return found
+
+
 @pytest.mark.parametrize("mode", [{"mode": "hpa"}, KEDA], ids=["hpa", "keda"])
-def test_an_upgrade_under_an_autoscaler_leaves_replicas_alone(mode: dict[str, Any]) -> None:
+def test_an_upgrade_under_an_autoscaler_leaves_replicas_alone(
+    mode: dict[str, Any], tmp_path: Path
+) -> None:
     before = of_kind(scaled(mode), "Deployment")
     values = {name: {"autoscaling": mode, "replicas": 7} for name in COMPONENTS}
     after = of_kind(rendered({**values, "image": {"tag": "next"}}), "Deployment")
     for name, deployment in after.items():
-        image = deployment["spec"]["template"]["spec"]["containers"][0]["image"]
-        assert image.endswith(":next")
-        # Helm sends what differs between the two, and of `replicas` neither says anything.
-        assert "replicas" not in deployment["spec"]
+        # What neither of the two says was not given up by the upgrade either.
         assert "replicas" not in before[name]["spec"]
+        live = {**before[name], "spec": {**before[name]["spec"], "replicas": 3}}
+        found = applied(live, deployment, tmp_path)["spec"]
+        assert found["template"]["spec"]["containers"][0]["image"].endswith(":next")
+        assert found["replicas"] == 3
 
 
 def test_without_an_autoscaler_the_number_is_that_of_the_values() -> None:
@@ -186,8 +213,6 @@ def test_only_one_of_several_pods_may_be_missing_at_once() -> None:
 
 
 def test_metrics_of_queries_dashboards_and_alerts_are_in_the_catalogue() -> None:
-    import re
-
     catalogue = (ROOT / "docs" / "metrics.md").read_text()
     known = set(re.findall(r"^\| `(\w+)`", catalogue, re.MULTILINE))
     histograms = set(re.findall(r"^\| `(\w+)` \| histogram", catalogue, re.MULTILINE))

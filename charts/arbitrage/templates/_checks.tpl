@@ -112,10 +112,14 @@ fix. All of them are told at once.
 {{- end }}
 {{- if has $name (list "prm" "router") }}
 {{- if has $engine.mode (list "sidecar" "kserve") }}
-- {{ printf "%s.engine.mode: is %s, which is for draft and target; set it to inProcess, or to external with kind oip" $name $engine.mode | quote }}
+- {{ printf "%s.engine.mode: is %s, which is for draft and target; set it to inProcess or external" $name $engine.mode | quote }}
 {{- end }}
-{{- if and (eq $engine.mode "external") (ne $engine.kind "oip") }}
-- {{ printf "%s.engine.kind: is %s, but scores come over the Open Inference Protocol; set it to oip" $name $engine.kind | quote }}
+{{- $kinds := ternary (list "oip" "vllm") (list "oip") (eq $name "prm") }}
+{{- if and (eq $engine.mode "external") (not (has $engine.kind $kinds)) }}
+- {{ printf "%s.engine.kind: is %s, which gives no scores; set it to %s" $name $engine.kind (join " or " $kinds) | quote }}
+{{- end }}
+{{- if and (eq $name "prm") (eq $engine.mode "external") (eq $engine.kind "vllm") (not $engine.tokenizer) }}
+- "prm.engine.tokenizer: is empty, but engine.kind is vllm, which is asked with token ids; name the model's own tokenizer"
 {{- end }}
 {{- if and (eq $name "router") (eq $engine.mode "external") (not $engine.routerJson) }}
 - "router.engine.routerJson: is empty, but engine.mode is external; name a ConfigMap with the router.json of its checkpoint, which says what its scores mean"

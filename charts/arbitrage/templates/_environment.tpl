@@ -26,7 +26,7 @@
 {{- include "arbitrage.orchestratorEnvironment" . }}
 {{- end }}
 {{- range $name, $value := $c.settings }}
-- { name: {{ printf "ARBITRAGE_%s" $name }}, value: {{ toString $value | quote }} }
+- { name: {{ printf "ARBITRAGE_%s" $name }}, value: {{ ternary $value (toJson $value) (kindIs "string" $value) | quote }} }
 {{- end }}
 {{- with $c.extraEnv }}
 {{ toYaml . }}
@@ -85,6 +85,12 @@
 - { name: ARBITRAGE_ENGINE, value: {{ ternary "tgi" "openai" (and (eq $engine.kind "tgi") (ne $engine.mode "kserve")) }} }
 - { name: ARBITRAGE_ENGINE_URL, value: {{ include "arbitrage.engineUrl" . | quote }} }
 - { name: ARBITRAGE_ENGINE_PROMPT, value: {{ $engine.prompt }} }
+{{- include "arbitrage.serverEnvironment" . }}
+{{- end -}}
+
+{{/* What is said of any server that speaks HTTP. */}}
+{{- define "arbitrage.serverEnvironment" -}}
+{{- $engine := .c.engine }}
 {{- with $engine.tokenizer }}
 - { name: ARBITRAGE_ENGINE_TOKENIZER, value: {{ . | quote }} }
 {{- end }}
@@ -102,12 +108,14 @@
 {{- end }}
 {{- end -}}
 
-{{/* A PRM or router whose model a server of the Open Inference Protocol runs. */}}
+{{/* A PRM or router whose model a server of the Open Inference Protocol runs, or a PRM's vLLM. */}}
 {{- define "arbitrage.scorerEnvironment" -}}
 {{- $engine := .c.engine }}
-- { name: ARBITRAGE_ENGINE, value: oip }
+- { name: ARBITRAGE_ENGINE, value: {{ $engine.kind }} }
 - { name: ARBITRAGE_ENGINE_URL, value: {{ $engine.url | quote }} }
-{{- if $engine.caSecret.name }}
+{{- if eq $engine.kind "vllm" }}
+{{- include "arbitrage.serverEnvironment" . }}
+{{- else if $engine.caSecret.name }}
 - { name: ARBITRAGE_ENGINE_CA, value: /etc/arbitrage/engine-ca/{{ $engine.caSecret.key }} }
 {{- end }}
 {{- if eq .c.name "router" }}

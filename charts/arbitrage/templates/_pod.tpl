@@ -3,9 +3,9 @@
 {{/* Security of a pod for the `restricted` profile. Takes a `security` block. */}}
 {{- define "arbitrage.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: {{ .runAsUser }}
-runAsGroup: {{ .runAsGroup }}
-fsGroup: {{ .fsGroup }}
+runAsUser: {{ int64 .runAsUser }}
+runAsGroup: {{ int64 .runAsGroup }}
+fsGroup: {{ int64 .fsGroup }}
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: { type: RuntimeDefault }
 {{- end -}}

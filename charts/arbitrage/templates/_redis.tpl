@@ -4,7 +4,7 @@
 bind * -::*
 protected-mode no
 dir /data
-maxmemory {{ $redis.maxMemoryMib }}mb
+maxmemory {{ int64 $redis.maxMemoryMib }}mb
 maxmemory-policy volatile-ttl
 {{- if $redis.persistence.enabled }}
 appendonly yes
