@@ -168,7 +168,7 @@ async def test_a_sequence_may_fill_the_context_and_no_more(served: Served) -> No
     [
         # Its own default reads one id alone, wherever that stands.
         (QWEN_MATH, "--runner pooling", "got 0 rows; serve a checkpoint of qwen2.5-math-prm with"),
-        (TRL_FAMILY, "--runner pooling --convert embed", "no pooling: .*task"),
+        (TRL_FAMILY, "--runner pooling --pooler-config.task classify", "no pooling: .*task"),
     ],
 )
 async def test_another_head_is_refused_with_the_options_that_would_do(
