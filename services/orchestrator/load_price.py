@@ -57,7 +57,9 @@ class LoadPricedPolicy:
         assert score is not None, "arbitrage judges by a score"
         assert base is not None, "and by a threshold"
         most = self.max_escalation_threshold
-        raised = min(most, base + self.price() * (most - base))
+        price = self.price()
+        # Exactly one of the two ends where the price is 0 or 1, and beyond neither by rounding.
+        raised = min(most, max(base, (1.0 - price) * base + price * most))
         if raised <= base:
             return verdict
         return replace(

@@ -41,8 +41,9 @@ def test_without_a_capacity_the_target_costs_nothing() -> None:
     assert TargetPrice(None, lambda: 10**6)() == 0.0
 
 
-# In floats, 0.03 + (0.29 - 0.03) is more than 0.29.
+# In floats, 0.03 + (0.29 - 0.03) is more than 0.29, and the second such sum less than its end.
 @example(0.5, 0.03, 0.29, 30)
+@example(0.0, 0.23183564432086007, 0.99999, 20)
 @given(UNITS, UNITS, UNITS, st.integers(0, 30))
 def test_the_threshold_lies_between_what_was_asked_for_and_what_was_allowed(
     score: float, base: float, most: float, inflight_count: int
