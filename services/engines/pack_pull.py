@@ -6,6 +6,7 @@ half of one. What a broken pull has fetched so far is used by the next.
 
 from __future__ import annotations
 
+import http.client
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,9 @@ from services.engines.packs import problem_of
 _BLOCK_BYTES: Final = 1 << 20
 _TIMEOUT_S: Final = 60.0
 _PIP_TIMEOUT_S: Final = 1800.0
+_NO_SUCH_RANGE: Final = 416
+# The last is what is raised where the hub's client is told to stay offline.
+_HUB_ERRORS: Final = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ConnectionError)
 # Told what was fetched: how many more bytes, and perhaps a line that says what.
 Progress = Callable[[int, str], object]
 
@@ -73,15 +77,7 @@ def _pull_file(pack: Pack, file: PackFile, on_progress: Progress, mirror: str) -
     for source in (*_of_mirror(pack, file, mirror), *file.sources):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            partial = place.with_name(f"{place.name}.partial")
-            _fetch(source, partial, on_progress)
-            problem = problem_of(pack.files_folder, _at(file, partial, pack), _nobody)
-            if problem is not None:
-                # Nothing of it is worth going on from.
-                partial.unlink(missing_ok=True)
-                raise SourceGone(problem)
-            partial.replace(place)
-            _remove_parts(partial)
+            _take(pack, file, source, on_progress)
         except SourceGone as error:
             reasons.append(f"{source}: {one_line(str(error), 300)}")
             on_progress(0, f"{file.path}: {reasons[-1]}")
@@ -97,6 +93,33 @@ def _pull_file(pack: Pack, file: PackFile, on_progress: Progress, mirror: str) -
         f"pack {pack.name}: {file.path} ({file.size_bytes} bytes) cannot be had from any source: "
         f"{'; '.join(reasons)}. Try again, or name a mirror with --from"
     )
+
+
+def _take(pack: Pack, file: PackFile, source: Source, on_progress: Progress) -> None:
+    """Puts a file in its place from one source.
+
+    Raises:
+        SourceGone: what the source gives is not the file.
+        OSError: it cannot be written.
+    """
+    place = pack.files_folder / file.path
+    partial = place.with_name(f"{place.name}.partial")
+
+    def fetched() -> str | None:
+        _fetch(source, partial, on_progress)
+        return problem_of(pack.files_folder, _at(file, partial, pack), _nobody)
+
+    goes_on = partial.exists()
+    problem = fetched()
+    if problem is not None and goes_on:
+        # What was there before may have been the wrong half.
+        partial.unlink(missing_ok=True)
+        problem = fetched()
+    if problem is not None:
+        partial.unlink(missing_ok=True)
+        raise SourceGone(problem)
+    partial.replace(place)
+    _remove_parts(partial)
 
 
 def _of_mirror(pack: Pack, file: PackFile, mirror: str) -> tuple[Source, ...]:
@@ -134,7 +157,7 @@ def _fetch_from_hub(source: HubFile, partial: Path, on_progress: Progress) -> No
                 source.repository, source.file, revision=source.revision, local_dir=folder
             )
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+    except _HUB_ERRORS as error:
         raise SourceGone(str(error)) from error
     on_progress(found.stat().st_size, "")
     found.replace(partial)
@@ -183,24 +206,36 @@ def _wheel(package: str, folder: Path) -> Path:
 
 
 def _fetch_url(url: str, partial: Path, on_progress: Progress) -> None:
+    """Goes on from what is there, where the server takes a Range; what came stays if it breaks."""
     have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url)  # noqa: S310 - of a manifest, or of who runs this
-    if have and not url.startswith("file:"):
-        request.add_header("Range", f"bytes={have}-")
     try:
+        request = urllib.request.Request(url)  # noqa: S310 - of a manifest, or of who runs this
+        if have and not url.startswith("file:"):
+            request.add_header("Range", f"bytes={have}-")
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - as above
             resumes = getattr(answer, "status", None) == 206
             on_progress(have if resumes else 0, "")
+            left = int(answer.headers.get("Content-Length", 0))
             with partial.open("ab" if resumes else "wb") as stream:
                 while block := answer.read(_BLOCK_BYTES):
                     stream.write(block)
+                    left -= len(block)
                     on_progress(len(block), "")
+        if left > 0:
+            raise SourceGone(f"the connection ended {left} bytes early")
     except urllib.error.HTTPError as error:
-        if error.code == 416:
-            # More is here than there; it begins anew the next time.
-            partial.unlink(missing_ok=True)
-        raise SourceGone(f"HTTP {error.code} {error.reason}") from error
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        if error.code != _NO_SUCH_RANGE or not have:
+            raise SourceGone(f"HTTP {error.code} {error.reason}") from error
+        # As much is here as there, or more: nothing to go on with.
+        partial.unlink(missing_ok=True)
+        _fetch_url(url, partial, on_progress)
+    except (
+        urllib.error.URLError,
+        http.client.HTTPException,
+        TimeoutError,
+        ConnectionError,
+        ValueError,  # no URL
+    ) as error:
         raise SourceGone(str(getattr(error, "reason", error))) from error
 
 
@@ -209,7 +244,7 @@ def _pull_hub_model(pack: Pack, model: PackModel, on_progress: Progress) -> None
     try:
         patterns = [f"*{suffix}" for suffix in MODEL_SUFFIXES]
         folder = snapshot_download(repository, revision=revision, allow_patterns=patterns)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+    except (*_HUB_ERRORS, OSError) as error:
         raise PullFailed(
             f"pack {pack.name}: {model.hub} cannot be had from the hub "
             f"({one_line(str(error), 300)}); check the network, HF_TOKEN and HF_ENDPOINT"

@@ -70,8 +70,13 @@ def _fetch_promtool() -> None:
     if missing:
         raise SystemExit("promtool is missing: install Prometheus (brew install prometheus)")
     with TemporaryDirectory() as folder:
+        # Lists of its own: those of the machine may be old or absent, and need rights to renew.
+        own = [f"-oDir::State::Lists={folder}/lists", f"-oDir::Cache={folder}/cache"]
+        for part in ("lists/partial", "cache/archives/partial"):
+            (Path(folder) / part).mkdir(parents=True)
         for command in (
-            ("apt-get", "download", "prometheus"),
+            ("apt-get", *own, "-qq", "update"),
+            ("apt-get", *own, "-qq", "download", "prometheus"),
             ("sh", "-c", "dpkg-deb --extract prometheus_*.deb ."),
         ):
             if subprocess.run(command, check=False, cwd=folder).returncode != 0:

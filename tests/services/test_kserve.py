@@ -224,6 +224,8 @@ def changed(**fields: Any) -> dict[str, Any]:
         (body_of((*PRM_INPUTS, "more"), ("p", "[]", "x")), "more: no such input"),
         (changed(datatype="INT64", data=[1]), "steps: expected BYTES of shape [n], got INT64"),
         (changed(shape=[1, 1]), "steps: expected BYTES of shape [n], got BYTES of [1, 1]"),
+        (changed(data=["[]", "[]"]), "steps: has another number of values than the 1 of its"),
+        (changed(data=[5]), "steps[0]: expected a text, got 5"),
         (changed(data=["no json"]), "steps[0]: is no JSON"),
         (changed(data=["{}"]), "steps[0]: expected an array of steps"),
         (changed(data=["[1]"]), "steps[0][0]: expected a text"),

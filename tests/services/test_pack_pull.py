@@ -33,6 +33,8 @@ class FileServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
         self.ranges: list[str | None] = []
+        # Once, the connection ends at this byte.
+        self.breaks_at: int | None = None
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}{path}"
@@ -55,7 +57,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200 if asked is None else 206)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        self.wfile.write(content[start:])
+        self.wfile.write(content[start : self.server.breaks_at])
+        self.server.breaks_at = None
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
@@ -174,11 +177,13 @@ def test_where_no_source_has_it_each_is_named_and_nothing_is_left(
 ) -> None:
     server.files["/short"] = WEIGHTS[:9]
     nobody = "http://127.0.0.1:1/a"
-    pack = write_pack(tmp_path, {"url": server.url("/short")}, {"url": nobody})
+    urls = (server.url("/short"), nobody, "no address")
+    pack = write_pack(tmp_path, *({"url": url} for url in urls))
     with pytest.raises(PullFailed) as raised:
         pull_pack(pack, Told())
     assert f"{server.url('/short')}: expected {len(WEIGHTS)} bytes, found 9" in str(raised.value)
     assert f"{nobody}: " in str(raised.value)
+    assert "no address: unknown url type" in str(raised.value)
     assert "--from" in str(raised.value)
     assert not (fetched / "little" / PLACE).exists()
 
@@ -202,12 +207,24 @@ def test_a_broken_start_does_no_harm_for_long(
     tmp_path: Path, server: FileServer, fetched: Path, rubbish: bytes
 ) -> None:
     server.files["/a"] = WEIGHTS
-    source = {"url": server.url("/a")}
-    pack = write_pack(tmp_path, source, source)
+    pack = write_pack(tmp_path, {"url": server.url("/a")})
     (fetched / "little" / "draft").mkdir(parents=True)
     (fetched / "little" / f"{PLACE}.partial").write_bytes(rubbish)
     pull_pack(pack, Told())
     assert verify_pack(pack) == ()
+
+
+def test_what_came_before_a_connection_broke_is_gone_on_with(
+    tmp_path: Path, server: FileServer, fetched: Path
+) -> None:
+    server.files["/a"], server.breaks_at = WEIGHTS, 1000
+    pack = write_pack(tmp_path, {"url": server.url("/a")})
+    with pytest.raises(PullFailed, match=f"ended {len(WEIGHTS) - 1000} bytes early"):
+        pull_pack(pack, Told())
+    assert not (fetched / "little" / PLACE).exists()
+    pull_pack(pack, Told())
+    assert verify_pack(pack) == ()
+    assert server.ranges == [None, "bytes=1000-"]
 
 
 def test_a_mirror_is_asked_first(tmp_path: Path, server: FileServer) -> None:
@@ -268,6 +285,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(
         ({"hub": "a/b", "file": "c"}, "revision must be a string, got None"),
         ({"parts": []}, "parts must name at least one package"),
         ({"parts": [{"package": "a", "member": "b"}]}, "each as name==version"),
+        ({"parts": [{"package": "--index-url=x==1", "member": "b"}]}, "each as name==version"),
     ],
 )
 def test_a_source_that_is_none_is_refused(tmp_path: Path, source: Any, said: str) -> None:
