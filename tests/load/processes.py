@@ -42,6 +42,10 @@ class Service:
     def ready_file(self) -> Path:
         return self.folder / f"{self.name}.ready"
 
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def launch(self) -> None:
         """Starts it without waiting."""
         self.ready_file.unlink(missing_ok=True)
