@@ -11,19 +11,18 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
 from services.generator.settings import GeneratorSettings
 from services.orchestrator.settings import OrchestratorSettings
 from services.prm.settings import PrmSettings
 from services.router.settings import RouterSettings
-from services.rpc.settings import read_settings
+from services.rpc.settings import ServerSettings, read_settings
 from tests.charts.tools import COMPOSE, ROOT, promtool
 from tests.images.dockerfile import commands_of
 
 pytestmark = pytest.mark.deploy
 
-SETTINGS: dict[str, type[BaseModel]] = {
+SETTINGS: dict[str, type[ServerSettings]] = {
     "orchestrator": OrchestratorSettings,
     "draft": GeneratorSettings,
     "target-1": GeneratorSettings,
@@ -80,15 +79,14 @@ def test_addresses_are_services_and_their_ports() -> None:
     assert given["ARBITRAGE_STORE_URL"] == "redis://redis:6379"
 
 
-@pytest.mark.parametrize("name", sorted(composed()) if COMPOSE.exists() else ["nothing"])
-def test_nothing_has_rights_or_writes_where_it_need_not(name: str) -> None:
-    service = composed()[name]
-    assert service["read_only"]
-    assert service["cap_drop"] == ["ALL"]
-    assert service["security_opt"] == ["no-new-privileges:true"]
-    assert not service.get("privileged", False)
-    # Whoever is not on this machine reaches nothing.
-    assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", ()))
+def test_nothing_has_rights_or_writes_where_it_need_not() -> None:
+    for name, service in composed().items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert not service.get("privileged", False), name
+        # Whoever is not on this machine reaches nothing.
+        assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", ())), name
 
 
 def test_each_waits_until_those_before_it_are_healthy() -> None:

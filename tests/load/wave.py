@@ -89,6 +89,11 @@ class Wave:
             float("inf"),
         )
 
+    def seconds_to_more(self) -> float:
+        """Returns how long after the load rose one more was asked for; inf if never."""
+        risen_s = self.began_s + self.marks_s["5x"]
+        return self.seconds_to([x.replicas for x in self.looks if x.at_s <= risen_s][-1] + 1)
+
     def latencies(self) -> tuple[dict[str, object], ...]:
         """Returns requests and their seconds by phase."""
         found: list[dict[str, object]] = []
@@ -97,7 +102,12 @@ class Wave:
             p50, p95 = np.percentile(seconds, [50, 95])
             name = f"{self.rule}, {phase}"
             found.append(
-                {"arm": name, "n": len(seconds), "p50_s": round(p50, 2), "p95_s": round(p95, 2)}
+                {
+                    "arm": name,
+                    "n": len(seconds),
+                    "p50_s": round(float(p50), 2),
+                    "p95_s": round(float(p95), 2),
+                }
             )
         return tuple(found)
 
