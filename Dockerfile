@@ -1,7 +1,6 @@
 # The images of all services: `docker build --target generator --tag arbitrage/generator .`
 # Targets: orchestrator, generator, prm, router, training. TORCH=cuda makes those with models for GPUs.
 ARG BASE_IMAGE=docker.io/library/python:3.11.14-slim-bookworm
-ARG TORCH=cpu
 
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE} AS base
@@ -31,16 +30,10 @@ RUN pip install --no-deps --require-hashes --requirement locks/sbom.txt
 
 # torch is no part of the locks of models: its build for CPU lies with its makers, and that for
 # CUDA brings gigabytes along.
-FROM build AS torch-cpu
+FROM build AS torch
+ARG TORCH=cpu
 ARG TORCH_WHEELS=https://download.pytorch.org/whl/cpu/torch/
-RUN pip --python /opt/arbitrage install --no-deps --no-index --find-links "${TORCH_WHEELS}" \
-    torch==2.13.0
-
-FROM build AS torch-cuda
-RUN pip --python /opt/arbitrage install --no-deps --require-hashes --requirement locks/torch-cuda.txt
-
-# hadolint ignore=DL3006
-FROM torch-${TORCH} AS torch
+RUN locks/torch "${TORCH}"
 
 FROM build AS orchestrator-installed
 COPY --from=lister /opt/installer /opt/lister

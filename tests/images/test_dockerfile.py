@@ -84,6 +84,6 @@ def test_the_orchestrator_has_no_library_of_models() -> None:
 
 
 def test_torch_of_the_image_is_the_tested_one() -> None:
-    [version] = re.findall(r"torch==(\S+)", PATH.read_text())
+    [version] = re.findall(r"torch==(\S+)", (LOCKS / "torch").read_text())
     assert packages(CUDA)["torch"][0] == version
     assert str(pins_of((ROOT / "constraints.txt").read_text())["torch"].specifier) == f"=={version}"
