@@ -17,7 +17,7 @@ import transformers
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from arbitrage.core.errors import FieldInvalid
+from arbitrage.core.errors import ContextTooLong, FieldInvalid
 from arbitrage.core.prompts import generator_pieces
 from arbitrage.core.shown import one_line
 from arbitrage.core.steps import ModelIdentity, Trajectory
@@ -48,6 +48,17 @@ class PromptText(Protocol):
             FieldInvalid: the problem cannot be put into the template.
         """
         ...
+
+
+def context_too_long(context_tokens: int, prompt_count: str, max_tokens: int) -> ContextTooLong:
+    """Returns the error of a prompt of so many tokens that leaves no room for its next step."""
+    return ContextTooLong(
+        "problem",
+        f"{prompt_count} tokens with its steps, and {max_tokens} for the next",
+        f"does not fit the context of {context_tokens} tokens",
+        "shorten the problem, lower the tokens that a step may have (max_step_tokens), "
+        "or use a model with a longer context",
+    )
 
 
 def identity_with(identity: ModelIdentity, prompts: PromptText) -> ModelIdentity:

@@ -9,12 +9,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from arbitrage.core.errors import ContextTooLong, ModelUnavailable, NotServing, Overloaded
+from arbitrage.core.errors import ModelUnavailable, NotServing, Overloaded
 from arbitrage.core.ports import StepRequest
 from arbitrage.core.steps import SEPARATOR, GeneratedStep, ModelIdentity, StopReason, Trajectory
 from services.engines.base import EngineStats
 from services.engines.engine_http import ConnectionBroken, ServerError, ServerRefused
-from services.engines.engine_prompts import PromptText
+from services.engines.engine_prompts import PromptText, context_too_long
 from services.engines.engine_server import Completion, End, EngineServer, Piece, Prompt, seed_of
 from services.engines.step_text import PieceText
 from services.engines.tokenization import PieceTokenizer
@@ -170,7 +170,9 @@ class RemoteGenerator:
             if self._is_closing:
                 raise NotServing("the engine is closing") from error
             if isinstance(error, ServerRefused) and _OF_CONTEXT.search(str(error)):
-                raise self._too_long("more", request.max_tokens) from error
+                raise context_too_long(
+                    self.max_context_tokens, "more", request.max_tokens
+                ) from error
             raise error.as_core(self._model.unavailable) from error
         finally:
             self._counts.running -= 1
@@ -276,24 +278,15 @@ class RemoteGenerator:
         left_tokens = step.left_tokens
         least_count = tokenizer.least_token_count(pieces)
         if least_count + left_tokens > self.max_context_tokens:
-            raise self._too_long(f"at least {least_count}", left_tokens)
+            raise context_too_long(self.max_context_tokens, f"at least {least_count}", left_tokens)
         start = () if prompts.has_start else tokenizer.start_ids
         ids = [*start, *(i for piece in await tokenizer.encode_each_async(pieces) for i in piece)]
         if len(ids) + left_tokens > self.max_context_tokens:
-            raise self._too_long(str(len(ids)), left_tokens)
+            raise context_too_long(self.max_context_tokens, str(len(ids)), left_tokens)
         if prompts.has_start and tokenizer.start_ids:
             # A server that tokenises the text begins it with the same token.
             text = text.removeprefix(tokenizer.start_text)
         return Prompt(text, tuple(ids))
-
-    def _too_long(self, prompt_count: str, max_tokens: int) -> ContextTooLong:
-        return ContextTooLong(
-            "problem",
-            f"{prompt_count} tokens with its steps, and {max_tokens} for the next",
-            f"does not fit the context of {self.max_context_tokens} tokens",
-            "shorten the problem, lower the tokens that a step may have (max_step_tokens), "
-            "or use a model with a longer context",
-        )
 
     def _result(self, step: _StepUnderWay, text: str, reason: StopReason) -> GeneratedStep:
         entropies = step.entropies

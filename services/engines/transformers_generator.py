@@ -8,11 +8,17 @@ from collections.abc import AsyncGenerator, Sequence
 
 from torch import Tensor
 
-from arbitrage.core.errors import ArbitrageError, ContextTooLong, Internal
+from arbitrage.core.errors import ArbitrageError, Internal
 from arbitrage.core.ports import StepRequest
 from arbitrage.core.steps import GeneratedStep, ModelIdentity, StopReason, Trajectory
 from services.engines.base import EngineStats
-from services.engines.engine_prompts import ChatText, PlainText, PromptText, identity_with
+from services.engines.engine_prompts import (
+    ChatText,
+    PlainText,
+    PromptText,
+    context_too_long,
+    identity_with,
+)
 from services.engines.jobs import Mailbox
 from services.engines.loading import LoadedModel
 from services.engines.sampling import TokenSampler, entropy_nats
@@ -191,12 +197,14 @@ class TransformersGenerator:
         pieces = self._prompts.pieces(request.trajectory)
         least_count = self.tokenizer.least_token_count(pieces)
         if least_count + request.max_tokens > self.max_context_tokens:
-            raise self._too_long(f"at least {least_count}", request.max_tokens)
+            raise context_too_long(
+                self.max_context_tokens, f"at least {least_count}", request.max_tokens
+            )
         prompt = [] if self._prompts.has_start else list(self.tokenizer.start_ids)
         for ids in await self.tokenizer.encode_each_async(pieces):
             prompt += ids
         if len(prompt) + request.max_tokens > self.max_context_tokens:
-            raise self._too_long(str(len(prompt)), request.max_tokens)
+            raise context_too_long(self.max_context_tokens, str(len(prompt)), request.max_tokens)
         job = _StepJob(prompt, request, self)
         self._scheduler.submit(job)
         try:
@@ -207,15 +215,6 @@ class TransformersGenerator:
                     return
         finally:
             job.is_cancelled = True
-
-    def _too_long(self, prompt_count: str, max_tokens: int) -> ContextTooLong:
-        return ContextTooLong(
-            "problem",
-            f"{prompt_count} tokens with its steps, and {max_tokens} for the next",
-            f"does not fit the context of {self.max_context_tokens} tokens",
-            "shorten the problem, lower the tokens that a step may have (max_step_tokens), "
-            "or use a model with a longer context",
-        )
 
     def _read(self, hidden: Tensor, readers: Sequence[tuple[_StepJob, int]]) -> None:
         logits = self._head(hidden).float()  # [jobs, vocabulary]

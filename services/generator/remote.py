@@ -21,8 +21,8 @@ from services.engines.remote_generator import RemoteGenerator, RemoteModel
 from services.engines.tgi_server import TgiServer
 from services.engines.tokenization import PieceTokenizer
 from services.generator.settings import GeneratorSettings
-from services.rpc.model_program import EngineMetrics, in_daemon_thread, resolved_model
-from services.rpc.remote_model import http_server, named_model, setup_failures, warmed_up
+from services.rpc.model_program import in_daemon_thread, resolved_model
+from services.rpc.remote_model import http_server, named_model, serving, setup_failures
 from services.rpc.telemetry import Telemetry
 
 _UNAVAILABLE: Final[dict[str, type[ModelUnavailable]]] = {
@@ -58,12 +58,8 @@ async def running_remote_engine(
         await parts.server.close()
         raise
     engine = RemoteGenerator(parts.server, model)
-    try:
-        await warmed_up(engine)
-        telemetry.registry.register(EngineMetrics(engine, settings.role))
-        yield engine
-    finally:
-        await engine.close()
+    async with serving(engine, settings.role, settings.engine_url, telemetry) as served:
+        yield served
 
 
 def _parts(settings: GeneratorSettings) -> _Parts:

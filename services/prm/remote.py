@@ -16,8 +16,8 @@ from services.engines.prm_readings import PrmReading, PrmTokenizer
 from services.engines.tokenization import PieceTokenizer
 from services.engines.vllm_prm import SERVED_FAMILIES, VllmModel, VllmPrm
 from services.prm.settings import PrmSettings
-from services.rpc.model_program import EngineMetrics, in_daemon_thread, resolved_model
-from services.rpc.remote_model import http_server, named_model, setup_failures, warmed_up
+from services.rpc.model_program import in_daemon_thread, resolved_model
+from services.rpc.remote_model import http_server, named_model, serving, setup_failures
 from services.rpc.telemetry import Telemetry
 
 
@@ -46,12 +46,8 @@ async def running_vllm_prm(settings: PrmSettings, telemetry: Telemetry) -> Async
     except BaseException:
         await parts.http.close()
         raise
-    try:
-        await warmed_up(engine)
-        telemetry.registry.register(EngineMetrics(engine, "prm"))
-        yield engine
-    finally:
-        await engine.close()
+    async with serving(engine, "prm", settings.engine_url, telemetry) as served:
+        yield served
 
 
 def _parts(settings: PrmSettings) -> _Parts:

@@ -5,18 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TypeVar
 
-from arbitrage.core.errors import ArbitrageError
-from services.engines.base import Engine
 from services.engines.oip_server import OipServer
 from services.rpc.judge_settings import JudgeSettings
-from services.rpc.model_program import EngineMetrics
 from services.rpc.program import StartError
+from services.rpc.remote_model import EngineT, serving
 from services.rpc.settings import variable_of
 from services.rpc.telemetry import Telemetry
-
-EngineT = TypeVar("EngineT", bound=Engine)
 
 
 @contextmanager
@@ -51,19 +46,8 @@ async def running_remote_judge(
     """
     server = await asyncio.to_thread(_server, settings)
     build = await asyncio.to_thread(prepare)
-    engine = build(server)
-    try:
-        try:
-            await engine.warm_up()
-        except ArbitrageError as error:
-            raise StartError(
-                f"{variable_of('engine_url')}: {settings.engine_url}: the first call failed: "
-                f"{error}; start the server first, or name another"
-            ) from error
-        telemetry.registry.register(EngineMetrics(engine, role))
+    async with serving(build(server), role, settings.engine_url, telemetry) as engine:
         yield engine
-    finally:
-        await engine.close()
 
 
 def _server(settings: JudgeSettings) -> OipServer:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
 
 from arbitrage.core.errors import ArbitrageError
 from arbitrage.core.steps import ModelIdentity
@@ -18,9 +19,13 @@ from services.engines.engine_http import (
 from services.engines.engine_server import ServedModel
 from services.engines.loading import ModelLoadError
 from services.engines.pack_manifest import PackError
+from services.rpc.model_program import EngineMetrics
 from services.rpc.program import StartError
 from services.rpc.remote_settings import RemoteSettings
 from services.rpc.settings import variable_of
+from services.rpc.telemetry import Telemetry
+
+EngineT = TypeVar("EngineT", bound=Engine)
 
 
 def http_server(settings: RemoteSettings, silence_timeout_s: float) -> HttpServer:
@@ -78,15 +83,24 @@ def named_model(settings: RemoteSettings, served: ServedModel) -> tuple[ModelIde
     return ModelIdentity(settings.model_id or settings.model, revision), context
 
 
-async def warmed_up(engine: Engine) -> None:
-    """Makes the first call.
+@asynccontextmanager
+async def serving(
+    engine: EngineT, role: str, url: str | None, telemetry: Telemetry
+) -> AsyncIterator[EngineT]:
+    """Makes an engine's first call, shows its figures, and closes it at the end.
 
     Raises:
-        StartError: it failed.
+        StartError: the first call failed.
     """
     try:
-        await engine.warm_up()
-    except ArbitrageError as error:
-        raise StartError(
-            f"{variable_of('engine_url')}: the first call failed: {error}; check the server's log"
-        ) from error
+        try:
+            await engine.warm_up()
+        except ArbitrageError as error:
+            raise StartError(
+                f"{variable_of('engine_url')}: {url}: the first call failed: {error}; start the "
+                "server first, check its log, or name another"
+            ) from error
+        telemetry.registry.register(EngineMetrics(engine, role))
+        yield engine
+    finally:
+        await engine.close()
