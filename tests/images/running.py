@@ -81,7 +81,7 @@ def built(target: str) -> Image:
     name = f"localhost/arbitrage-{target}"
     options = [f"--build-arg=BASE_IMAGE={BASE}", *_of_this_machine()]
     context = ("--file", str(ROOT / "Dockerfile"), "--target", target, str(ROOT))
-    buildah("bud", "--isolation", "chroot", "--layers", "--tag", name, *options, *context)
+    buildah("bud", "--isolation", "chroot", "--tag", name, *options, *context)
     container = buildah("from", name).strip()
     root = Path(buildah("mount", container).strip())
     config = json.loads(buildah("inspect", "--type", "image", name))["OCIv1"]["config"]
