@@ -35,7 +35,7 @@ test-deploy: $(VENV)/.deploy ## chart and compose file, by a real Helm and other
 	$(BIN)/pytest -m deploy tests/charts tests/images
 
 test-images: $(VENV)/.deploy ## builds every image and starts it; needs root, buildah and debootstrap
-	$(BIN)/python -m tests.images.base
+	$(BIN)/python -m tests.images.build
 	$(BIN)/pytest -m images tests/images
 
 check: $(VENV)/.dev ## what CI runs before the tests

@@ -1,11 +1,9 @@
-"""Builds images and runs them as a cluster would: as their user, on a root that is read only."""
+"""Runs images as a cluster would: as their user, on a root that is read only."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from tests.charts.tools import ROOT
-from tests.images.base import BASE, HOME
+from tests.images.build import name_of
 from tests.images.buildah import buildah
 
 # What makes a root of the image's files: read only but for /tmp, with the host's /proc and /dev.
@@ -76,45 +73,18 @@ class Image:
 
 
 @cache
-def built(target: str) -> Image:
-    """Builds a target for CPU and returns it."""
-    name = f"localhost/arbitrage-{target}"
-    options = [f"--build-arg=BASE_IMAGE={BASE}", *_of_this_machine()]
-    context = ("--file", str(ROOT / "Dockerfile"), "--target", target, str(ROOT))
-    buildah("bud", "--isolation", "chroot", "--tag", name, *options, *context)
+def opened(target: str) -> Image:
+    """Gives access to the files of an image that `python -m tests.images.build` has built."""
+    name = name_of(target)
     container = buildah("from", name).strip()
     root = Path(buildah("mount", container).strip())
     config = json.loads(buildah("inspect", "--type", "image", name))["OCIv1"]["config"]
     used = subprocess.run(
         ["du", "--summarize", "--block-size=1K", str(root)], capture_output=True, check=True
     )
-    mib = int(used.stdout.split()[0]) / 1024
-    return Image(target, root, config, mib)
+    return Image(target, root, config, int(used.stdout.split()[0]) / 1024)
 
 
 def remove_containers() -> None:
     """Unmounts what was built; the images stay for the next time."""
     buildah("rm", "--all")
-
-
-def _of_this_machine() -> list[str]:
-    """Where pip gets its packages from here, beside what the Dockerfile says."""
-    HOME.mkdir(exist_ok=True)
-    options, lines = [], ["[global]"]
-    if certificates := os.environ.get("PIP_CERT"):
-        options.append(f"--volume={certificates}:/run/certificates.crt:ro")
-        lines.append("cert = /run/certificates.crt")
-    if index := os.environ.get("PIP_INDEX_URL"):
-        lines.append(f"index-url = {index}")
-    if wheels := os.environ.get("PIP_FIND_LINKS"):
-        options.append(f"--volume={wheels}:/run/wheels:ro")
-        options.append("--build-arg=TORCH_WHEELS=/run/wheels")
-    path = HOME / "pip.conf"
-    path.write_text("\n".join(lines) + "\n")
-    return [*options, f"--volume={path}:/etc/pip.conf:ro"]
-
-
-if __name__ == "__main__":
-    for wanted in sys.argv[1:]:
-        image = built(wanted)
-        print(image.name, image.root, f"{image.mib:.0f} MiB", image.config)  # noqa: T201
