@@ -55,6 +55,7 @@ class Prometheus:
 
     def launch(self) -> None:
         """Starts it without waiting."""
+        assert prometheus().exists(), "Prometheus is missing: run `python -m tests.charts.tools`"
         job = {"job_name": "arbitrage", "file_sd_configs": [{"files": [str(self._scraped)]}]}
         config = {"global": {"scrape_interval": self.interval}, "scrape_configs": [job]}
         path = self.folder / "prometheus.yaml"

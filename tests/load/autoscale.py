@@ -3,7 +3,8 @@
 `python -m tests.load.autoscale --json FILE --plot FILE`: real services, a real Prometheus, the
 query and the behaviour of the rendered chart, and the HorizontalPodAutoscaler's algorithm starting
 and stopping real targets. The load goes 1x, 5x, 1x; at the peak Prometheus is away for a while.
-Then the same wave under a rule that goes by the target's CPU. About 20 minutes; loopback only.
+Then the same wave under a rule that goes by the target's CPU. Some 15 minutes; loopback only. What
+it needs, `python -m tests.charts.tools` fetches.
 """
 
 from __future__ import annotations
