@@ -39,9 +39,9 @@ class AttemptLog:
         self._path = path
         self.attempts: dict[tuple[str, str], Attempt] = {}
         whole = self._whole_lines()
+        # With the first attempt, so that a run that cannot begin stands in no other's way.
+        self._head = "" if whole else json.dumps(run) + "\n"
         if not whole:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(run) + "\n", encoding="utf-8")
             return
         if whole[0] != json.loads(json.dumps(run)):
             raise BadInput(
@@ -56,8 +56,10 @@ class AttemptLog:
     def add(self, attempt: Attempt) -> None:
         """Keeps an attempt."""
         self.attempts[attempt.question_id, attempt.arm] = attempt
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(asdict(attempt)) + "\n")
+            stream.write(self._head + json.dumps(asdict(attempt)) + "\n")
+        self._head = ""
 
     def _whole_lines(self) -> list[dict[str, Any]]:
         if not self._path.exists():

@@ -27,7 +27,10 @@ def list_models(terminal: Terminal) -> int:
             continue
         size = f"{pack.size_bytes / _MEBIBYTE:.1f} MiB"
         is_there = all((pack.files_folder / file.path).exists() for file in pack.files)
-        where = str(pack.files_folder) if is_there else f"(arbitrage models pull {pack.name})"
+        absent = (
+            f"(arbitrage models pull {pack.name})" if pack.is_fetched else "(files are missing)"
+        )
+        where = str(pack.files_folder) if is_there else absent
         table.add_row(pack.name, "", "", size, pack.licence, where)
         for role, model in pack.models.items():
             inside = sum(file.size_bytes for file in pack.files_of(model))
@@ -69,6 +72,11 @@ def verify_models(name_or_path: str, terminal: Terminal) -> int:
         UnknownPack, CorruptPack
     """
     pack = find_pack(name_or_path)
+    if pack.is_fetched and not any((pack.files_folder / f.path).exists() for f in pack.files):
+        terminal.error(
+            f"pack {pack.name!r} is not here; fetch it: arbitrage models pull {name_or_path}"
+        )
+        return FAILED
     with terminal.progress(f"Verifying {pack.name} (MiB)", pack.size_bytes, _MEBIBYTE) as advance:
         damages = verify_pack(pack, advance)
     if damages:

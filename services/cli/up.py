@@ -88,7 +88,9 @@ def _table(fleet: Fleet) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("service", "address", "metrics", "pid"):
         table.add_column(heading)
-    for name in (*DEFAULT_PORTS, *(name for name in fleet.services if name not in DEFAULT_PORTS)):
+    # In the order of their ports; a pack may have no PRM or router, a second orchestrator no port.
+    known = [name for name in DEFAULT_PORTS if name in fleet.services]
+    for name in (*known, *(name for name in fleet.services if name not in known)):
         service = fleet.services[name]
         if not service.metrics_port:
             table.add_row(name, service.address, "-", str(service.pid))

@@ -5,7 +5,8 @@ on the way ends as one of three errors:
 
 ServerError
 ├── ServerUnavailable    not reached, silent, a status that says it failed, or no sense
-│   └── ConnectionBroken     the connection failed or ended early; the same call may succeed at once
+│   ├── ConnectionBroken     the connection failed or ended early; the same call may succeed at once
+│   └── KeyRefused           401 or 403
 ├── ServerOverloaded     429: come back after `retry_after_s`
 └── ServerRefused        another 4xx: the server will not do this, however often it is asked
 """
@@ -56,6 +57,10 @@ class ServerUnavailable(ServerError):
 
 class ConnectionBroken(ServerUnavailable):
     """The connection failed, or the answer ended in the middle."""
+
+
+class KeyRefused(ServerUnavailable):
+    """The server does not know the API key, or wants one."""
 
 
 class ServerOverloaded(ServerError):
@@ -195,7 +200,7 @@ class HttpServer:
         if status == httpx2.codes.TOO_MANY_REQUESTS:
             return ServerOverloaded(said, _retry_after_s(response))
         if status in {401, 403}:
-            return ServerUnavailable(f"{said}; give it an API key that it knows")
+            return KeyRefused(f"{said}; give it an API key that it knows")
         return ServerRefused(said) if status in _REFUSALS else ServerUnavailable(said)
 
     @contextmanager

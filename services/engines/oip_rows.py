@@ -87,8 +87,9 @@ def _step(entry: object, place: str) -> Step:
             f'{place}: expected a text, or {{"text": …, "source": "draft" or "target"}}, got '
             f"{shown(entry)}"
         )
+    text = _whole(fields["text"], place)
     try:
-        return Step(fields["text"], Source(fields.get("source", "draft")))
+        return Step(text, Source(fields.get("source", "draft")))
     except ValueError:
         raise InvalidInput(
             f"{place}.source: expected draft or target, got {shown(fields['source'])}"
@@ -153,6 +154,18 @@ def _text(value: object, place: str) -> str:
         raise InvalidInput(f"{place}: is no UTF-8 ({error}); send text") from None
     if not isinstance(text, str):
         raise InvalidInput(f"{place}: expected a text, got {shown(text)}")
+    return _whole(text, place)
+
+
+def _whole(text: str, place: str) -> str:
+    """Returns a text that can be encoded; JSON's escapes may make half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise InvalidInput(
+            f"{place}: has half a character, {half!a}, at {error.start}; send whole ones"
+        ) from None
     return text
 
 

@@ -32,6 +32,7 @@ SKYWORK: Final = "skywork-o1-open-prm"
 QWEN_MATH: Final = "qwen2.5-math-prm"
 MATH_SHEPHERD: Final = "math-shepherd"
 _VALUE_HEAD: Final = "v_head.summary"
+_OTHER_HEADS: Final = ("score.", "v_head.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,13 @@ def _qwen_math_head(loaded: LoadedModel) -> PrmHead:
 
 def _math_shepherd_head(loaded: LoadedModel) -> PrmHead:
     weights = _tensors(loaded.folder)
+    # Any language model has its head; what has another beside it is of another family.
+    if others := sorted(name for name in weights if name.startswith(_OTHER_HEADS)):
+        raise ModelLoadError(
+            loaded.reference,
+            f"the checkpoint has {others[0]}, the head of another family than {MATH_SHEPHERD}",
+            "use a checkpoint of that family, or name another ARBITRAGE_PRM_FAMILY",
+        )
     name = "lm_head.weight" if "lm_head.weight" in weights else "model.embed_tokens.weight"
     rows = math_shepherd_labels(_tokenizer_of(loaded))
     head = nn.Linear(1, len(rows), bias=False)

@@ -10,9 +10,11 @@ from arbitrage.core.errors import ArbitrageError
 from arbitrage.core.steps import ModelIdentity
 from services.engines.base import Engine
 from services.engines.engine_http import (
+    ConnectionBroken,
     EngineSetupError,
     HttpOptions,
     HttpServer,
+    KeyRefused,
     ServerError,
     read_key,
 )
@@ -56,10 +58,12 @@ def setup_failures() -> Iterator[None]:
         raise StartError(f"{variable_of(error.setting)}: {error}") from error
     except (ModelLoadError, PackError) as error:
         raise StartError(f"{variable_of('engine_tokenizer')}: {error}") from error
+    except KeyRefused as error:
+        raise StartError(f"{variable_of('engine_api_key_file')}: {error}") from error
     except ServerError as error:
-        raise StartError(
-            f"{variable_of('engine_url')}: {error}; start the server first, or name another"
-        ) from error
+        is_absent = isinstance(error, ConnectionBroken)
+        fix = "start the server first" if is_absent else "look into the server's log"
+        raise StartError(f"{variable_of('engine_url')}: {error}; {fix}, or name another") from error
 
 
 def named_model(settings: RemoteSettings, served: ServedModel) -> tuple[ModelIdentity, int]:

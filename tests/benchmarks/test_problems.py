@@ -108,6 +108,7 @@ def an_attempt(question_id: str, arm: str, **changes: Any) -> Attempt:
 
 def test_attempts_outlive_the_run_and_half_of_one_does_not(tmp_path: Path) -> None:
     path = tmp_path / "deeper" / "a.jsonl"
+    AttemptLog(path, {"pack": "one that does not begin"})
     log = AttemptLog(path, {"pack": "tiny"})
     log.add(an_attempt("1", "draft_only"))
     with path.open("a") as stream:

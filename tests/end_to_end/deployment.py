@@ -43,8 +43,8 @@ class Up:
 
 
 @contextmanager
-def running_up(run_folder: Path, *options: str) -> Iterator[Up]:
-    """Starts everything on free ports and, whatever a test does, leaves nothing behind."""
+def running_up(run_folder: Path, *options: str, count: int = 5) -> Iterator[Up]:
+    """Starts `count` services on free ports and, whatever a test does, leaves nothing behind."""
     process = subprocess.Popen(
         [*COMMAND, "up", "--ports", "any", "--run-folder", str(run_folder), *options],
         stdout=subprocess.PIPE,
@@ -66,7 +66,7 @@ def running_up(run_folder: Path, *options: str) -> Iterator[Up]:
         else:
             assert process.stderr is not None
             raise AssertionError(f"up did not start: {process.stderr.read()}")
-        assert len(services) == 5
+        assert len(services) == count
         yield Up(process, services, address, run_folder)
     finally:
         process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from arbitrage.client import ArbitrageClient, Random
 from arbitrage.core.events import DraftProposed, Finished, StepCommitted
 from arbitrage.core.steps import Source, StopReason
+from services.engines.packs import find_pack
 from tests.end_to_end.deployment import COMMAND, PROBLEM, running_up, wait_for_exit
 
 # Starting takes seconds on idle cores and a minute on busy ones.
@@ -80,6 +82,17 @@ def test_up_answers_ask_and_on_sigterm_lets_the_running_request_end(
         assert {event.step.source for event in steps} == {Source.TARGET}
         assert returncode == 0
         assert up.orphans_after(0) == []
+
+
+def test_up_serves_a_pack_without_prm_and_router(tmp_path: Path) -> None:
+    pack = tmp_path / "pair"
+    shutil.copytree(find_pack("tiny").folder, pack)
+    manifest = json.loads((pack / "pack.json").read_text())
+    manifest["models"] = {role: manifest["models"][role] for role in ("draft", "target")}
+    (pack / "pack.json").write_text(json.dumps({**manifest, "name": "pair"}))
+    with running_up(tmp_path / "run", "--pack", str(pack), count=3) as up:
+        asked = run("ask", PROBLEM, "--json", "--policy", "draft_only", "--address", up.address)
+        assert_ledger_adds_up(asked)
 
 
 def test_ctrl_c_stops_every_service_and_exits_130(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from services.rpc.telemetry import Telemetry
 from tests.services.certificates import Authority
 from tests.services.engine_models import byte_tokenizer, random_model, save
 from tests.services.engine_requests import write
-from tests.services.http_servers import http_server
+from tests.services.http_servers import HttpReply, HttpRequest, http_server
 from tests.services.openai_servers import END_TOKEN, FakeOpenAi
 from tests.services.running import GENERATOR, serving
 
@@ -121,6 +121,25 @@ async def test_a_start_that_cannot_be_names_the_setting_and_the_fix(tmp_path: Pa
         ({"engine_ca": ca}, "ARBITRAGE_ENGINE_CA: .*https"),
     ):
         assert re.match(said, await refusal(dict(fields))), fields
+
+
+async def test_a_server_that_is_there_and_fails_is_not_called_absent() -> None:
+    for status, wanted in (
+        (
+            401,
+            "ARBITRAGE_ENGINE_API_KEY_FILE: .*answered 401: no; give it an API key that it knows",
+        ),
+        (500, "ARBITRAGE_ENGINE_URL: .*answered 500: no; look into the server's log"),
+    ):
+
+        async def refused(request: HttpRequest, reply: HttpReply, status: int = status) -> None:
+            await reply.answer(status, {"error": "no"})
+
+        async with http_server(refused) as server:
+            with pytest.raises(StartError) as caught:
+                async with build(settings(server.url), Telemetry()):
+                    pass
+        assert re.match(wanted, str(caught.value)), caught.value
 
 
 async def test_what_a_server_does_not_say_has_to_be_set() -> None:

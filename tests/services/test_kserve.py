@@ -229,6 +229,7 @@ def changed(**fields: Any) -> dict[str, Any]:
         (changed(data=["no json"]), "steps[0]: is no JSON"),
         (changed(data=["{}"]), "steps[0]: expected an array of steps"),
         (changed(data=["[1]"]), "steps[0][0]: expected a text"),
+        (changed(data=['["\\ud83d"]']), "steps[0][0]: has half a character"),
         (changed(data=['[{"text": "a", "source": "me"}]']), "source: expected draft or target"),
         (changed(data=["[]"]), "steps[0]: is empty"),
         (changed(data=['["a"]', '["b"]'], shape=[2]), "all inputs have the same length n"),

@@ -336,6 +336,8 @@ def test_the_command_pulls_and_says_what_to_pull(
     monkeypatch.setenv("ARBITRAGE_MODEL_PACKS", str(tmp_path))
     assert main(["up", "--pack", "little", "--ports", "any"]) == 2
     assert "restore it with arbitrage models pull little" in capsys.readouterr().err
+    assert main(["models", "verify", "little"]) == 1
+    assert "is not here; fetch it: arbitrage models pull little" in capsys.readouterr().err
     assert main(["models", "list"]) == 0
     assert "(arbitrage models pull little)" in capsys.readouterr().out
     assert main(["models", "pull", "little"]) == 0

@@ -222,6 +222,14 @@ async def test_a_head_that_is_not_where_its_family_keeps_it_is_refused(
         await started(tmp_path, family)
 
 
+async def test_another_familys_head_is_not_passed_over_for_the_language_models(
+    tmp_path: Path, started: Started
+) -> None:
+    save(tmp_path, random_classifier("token", 2))
+    with pytest.raises(ModelLoadError, match=r"score\.\w+, the head of another family than math-"):
+        await started(tmp_path, "math-shepherd")
+
+
 async def test_a_checkpoint_of_no_family_is_refused_with_those_that_are_known(
     tmp_path: Path, started: Started
 ) -> None:
