@@ -48,19 +48,24 @@ class Pool:
             self._do(self._stopped(self.running.pop()))
 
     async def settled(self) -> None:
-        """Waits until every replica that was started or stopped is."""
+        """Waits until every replica that was started or stopped is; raises what went wrong."""
         while self._tasks:
-            await asyncio.gather(*self._tasks)
+            tasks, self._tasks = self._tasks, set()
+            await asyncio.gather(*tasks)
 
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.add(asyncio.create_task(work))
 
     async def _started(self, service: Service) -> None:
         service.launch()
         self._say()
-        await service.ready()
+        try:
+            await service.ready()
+        except RuntimeError:
+            # One that was no longer wanted was stopped before it served.
+            if service in self.running:
+                raise
+            return
         if service in self.running:
             self.ready.append(service.name)
             self._say()

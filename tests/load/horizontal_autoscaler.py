@@ -18,7 +18,7 @@ Behavior = Mapping[str, Any]
 
 
 def by_average_value(total: float, per_replica: float, current: int) -> int:
-    """Returns the replicas wanted for a total that is to be spread evenly."""
+    """Returns the replicas wanted for a total that is to be spread evenly over one or more."""
     if abs(total / (per_replica * current) - 1) <= TOLERANCE:
         return current
     return math.ceil(total / per_replica)
