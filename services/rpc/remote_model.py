@@ -73,17 +73,20 @@ def named_model(settings: RemoteSettings, served: ServedModel) -> tuple[ModelIde
         StartError: neither tells.
     """
     revision = settings.engine_revision or served.revision
+    context = settings.engine_max_context_tokens or served.max_context_tokens
+    unset = []
     if not revision:
-        raise StartError(
+        unset.append(
             f"{variable_of('engine_revision')}: is not set, and the server says nothing that "
             "changes with the model's weights; set it to what stands for them, such as a commit"
         )
-    context = settings.engine_max_context_tokens or served.max_context_tokens
     if context is None:
-        raise StartError(
+        unset.append(
             f"{variable_of('engine_max_context_tokens')}: is not set, and the server does not say "
             "it; set it to the tokens that a prompt and its answer may have there"
         )
+    if not revision or context is None:
+        raise StartError("; ".join(unset))
     return ModelIdentity(settings.model_id or settings.model, revision), context
 
 

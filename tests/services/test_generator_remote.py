@@ -146,6 +146,7 @@ async def test_what_a_server_does_not_say_has_to_be_set() -> None:
     silent = {"id": "smol", "created": 5}
     said = await refusal({}, FakeOpenAi(TWO_STEPS, model_entry=silent))
     assert said.startswith("ARBITRAGE_ENGINE_REVISION: is not set")
+    assert "; ARBITRAGE_ENGINE_MAX_CONTEXT_TOKENS: is not set" in said
     said = await refusal({"engine_revision": "r1"}, FakeOpenAi(TWO_STEPS, model_entry=silent))
     assert said.startswith("ARBITRAGE_ENGINE_MAX_CONTEXT_TOKENS: is not set")
     async with http_server(FakeOpenAi(TWO_STEPS, model_entry=silent)) as server:
