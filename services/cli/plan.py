@@ -21,6 +21,7 @@ DEFAULT_PORTS: Mapping[str, int] = {
     "router": 50054,
 }
 ANY_PORTS: Mapping[str, int] = dict.fromkeys(DEFAULT_PORTS, 0)
+_ENGINE, _HERE = "ARBITRAGE_ENGINE", "transformers"
 _MODULES = {
     "draft": "services.generator",
     "target": "services.generator",
@@ -107,6 +108,9 @@ class FleetPlan:
         if role in GENERATOR_ROLES:
             environ["ARBITRAGE_ROLE"] = role
             environ["ARBITRAGE_ENGINE_PROMPT"] = self.pack.models[role].prompt
+            if self.extra.get(role, {}).get(_ENGINE, _HERE) != _HERE:
+                # Another server has the weights; how they are prompted the pack knows.
+                environ["ARBITRAGE_ENGINE_TOKENIZER"] = self.pack.model_reference(role)
         return environ
 
     def _service(self, name: str, own: Mapping[str, str]) -> ServicePlan:

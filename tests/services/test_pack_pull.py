@@ -325,6 +325,18 @@ def test_a_pack_without_judges_makes_a_deployment_without_them(tmp_path: Path) -
     assert orchestrator.environ["ARBITRAGE_TARGET_ADDRESS"] == "b:1"
 
 
+def test_a_model_that_another_server_runs_is_prompted_as_its_pack_says(tmp_path: Path) -> None:
+    pack = write_pack(tmp_path, {"url": "file:///a"})
+    extra = {"draft": {"ARBITRAGE_ENGINE": "openai"}, "target": {"ARBITRAGE_MODEL": "x"}}
+    services = FleetPlan(pack, ANY_PORTS, extra=extra).first_services()
+    draft, target = (dict(service.environ) for service in services)
+    assert draft["ARBITRAGE_ENGINE_TOKENIZER"] == pack.model_reference("draft")
+    assert "ARBITRAGE_ENGINE_TOKENIZER" not in target
+    own = {"draft": {**extra["draft"], "ARBITRAGE_ENGINE_TOKENIZER": "mine"}}
+    [draft_service, _] = FleetPlan(pack, ANY_PORTS, extra=own).first_services()
+    assert draft_service.environ["ARBITRAGE_ENGINE_TOKENIZER"] == "mine"
+
+
 def test_the_command_pulls_and_says_what_to_pull(
     tmp_path: Path,
     server: FileServer,
