@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -48,9 +48,31 @@ class _Lenient(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
 
+class _Likely(_Lenient):
+    logprob: float | None = None
+
+
+class _TokenLogprobs(_Likely):
+    top_logprobs: list[_Likely] = []
+
+
 class _Logprobs(_Lenient):
     token_logprobs: list[float | None] = []
     top_logprobs: list[dict[str, float | None] | None] | None = None
+    content: list[_TokenLogprobs] | None = None  # llama-server, as in chat completions
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that it tells of; a server that tells of none has written one."""
+        return max(len(self.token_logprobs), len(self.content or ()), 1)
+
+    @property
+    def likeliest(self) -> Iterator[tuple[float | None, ...]]:
+        """What each token could have been, as log-probabilities."""
+        for known in self.top_logprobs or ():
+            yield tuple((known or {}).values())
+        for token in self.content or ():
+            yield tuple(likely.logprob for likely in token.top_logprobs)
 
 
 class _Choice(_Lenient):
@@ -264,8 +286,8 @@ def _piece(choice: _Choice) -> Piece:
     if logprobs is None:
         return Piece(choice.text)
     entropies = tuple(
-        entropy_of(-math.inf if value is None else value for value in likeliest.values())
-        for likeliest in logprobs.top_logprobs or ()
+        entropy_of(-math.inf if value is None else value for value in likeliest)
+        for likeliest in logprobs.likeliest
         if likeliest
     )
-    return Piece(choice.text, entropies, max(len(logprobs.token_logprobs), 1))
+    return Piece(choice.text, entropies, logprobs.token_count)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tests.services.http_servers import HttpReply, HttpRequest
 
 END_TOKEN = "<end>"
-Dialect = Literal["vllm", "sglang", "llama"]
+Dialect = Literal["vllm", "sglang", "llama", "llama-server"]
 _END_ID = 2
 
 
@@ -21,7 +21,8 @@ _END_ID = 2
 class FakeOpenAi:
     """Writes `tokens` after whatever prompt, END_TOKEN among them, or what `by_prompt` has for it.
 
-    `llama` names no stop, tells no usage, and takes no token ids.
+    `llama` (llama-cpp-python) names no stop, tells no usage, and takes no token ids; `llama-server`
+    (llama.cpp's own) names no stop, and tells log-probabilities as chat completions do.
     """
 
     tokens: list[str]
@@ -94,13 +95,19 @@ class FakeOpenAi:
         choice: dict[str, Any] = {"index": 0, "text": text, "finish_reason": finish_reason}
         choice.update(self._stop_field(None))
         if "logprobs" in body:
-            half = -0.6931471805599453
-            choice["logprobs"] = {
-                "tokens": [token],
-                "token_logprobs": [half],
-                "top_logprobs": [{token: half, "other": half}],
-            }
+            choice["logprobs"] = self._logprobs(token)
         return {"object": "text_completion", "model": "smol", "choices": [choice]}
+
+    def _logprobs(self, token: str) -> dict[str, Any]:
+        half = -0.6931471805599453
+        if self.dialect == "llama-server":
+            likely = [{"id": 1, "token": text, "logprob": half} for text in (token, "other")]
+            return {"content": [{"id": 1, "token": token, "logprob": half, "top_logprobs": likely}]}
+        return {
+            "tokens": [token],
+            "token_logprobs": [half],
+            "top_logprobs": [{token: half, "other": half}],
+        }
 
     def _stop_field(self, value: object) -> dict[str, object]:
         match self.dialect:
@@ -108,5 +115,5 @@ class FakeOpenAi:
                 return {"stop_reason": value}
             case "sglang":
                 return {"matched_stop": value}
-            case "llama":
+            case "llama" | "llama-server":
                 return {}

@@ -81,7 +81,7 @@ def tokenizer() -> PieceTokenizer:
     return PieceTokenizer(byte_tokenizer(adds_start=True))
 
 
-@pytest.mark.parametrize("dialect", ["vllm", "sglang", "llama"])
+@pytest.mark.parametrize("dialect", ["vllm", "sglang", "llama", "llama-server"])
 class TestEveryDialect:
     async def test_a_step_ends_at_the_separator_and_leaves_it_out(self, dialect: Dialect) -> None:
         async with generator(FakeOpenAi(TWO_STEPS, dialect)) as (engine, _):
@@ -122,14 +122,14 @@ class TestEveryDialect:
         first = "1 + 1?\n"
         fake = FakeOpenAi(["Two", "\n\n"], dialect)
         fake.by_prompt = {first: ["\n", "\n"]}
-        if dialect == "llama":
+        if dialect.startswith("llama"):
             # Nothing stops it, so that it goes on by itself.
             fake.by_prompt = {first: ["\n", "\n", "Two", "\n\n"]}
         async with generator(fake) as (engine, _):
             step = await write(engine, ASKED)
         assert (step.text, step.stop_reason) == ("Two", StopReason.SEPARATOR)
         assert step.token_count == 4
-        if dialect != "llama":
+        if not dialect.startswith("llama"):
             assert fake.bodies[-1]["prompt"] == "1 + 1?\n\n\n"
             assert fake.bodies[-1]["max_tokens"] == 18
 
