@@ -93,7 +93,9 @@ def solution_of(events: Iterable[Event]) -> Solution:
             finished = event
     if finished is None:
         raise Internal("a solution's stream ended without `finished`")
-    return Solution(_text_of(steps), tuple(steps), finished.stop_reason, finished.ledger)
+    joined = JoinedSteps()
+    text = "".join(joined.add(step) for step in steps)
+    return Solution(text, tuple(steps), finished.stop_reason, finished.ledger)
 
 
 class Addresses:
@@ -329,10 +331,16 @@ class _Story:
         return replace(delta, text=come[len(told) :])
 
 
-def _text_of(steps: Iterable[StepCommitted]) -> str:
-    text, gap = "", ""
-    for committed in steps:
-        text += gap + committed.step.text
+class JoinedSteps:
+    """Says what each step adds to the text of a solution."""
+
+    def __init__(self) -> None:
+        self._gap = ""
+
+    def add(self, committed: StepCommitted) -> str:
+        """Returns the step's text, with the separator before it where one belongs there."""
+        piece = self._gap + committed.step.text
         # A step that was cut by its token cap is continued by the next one.
-        gap = "" if committed.step.stop_reason is StopReason.STEP_LENGTH else SEPARATOR
-    return text
+        is_cut = committed.step.stop_reason is StopReason.STEP_LENGTH
+        self._gap = "" if is_cut else SEPARATOR
+        return piece

@@ -8,8 +8,10 @@ async with AsyncArbitrageClient("localhost:50050") as client:
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -17,7 +19,15 @@ import grpc
 import grpc.aio
 
 from arbitrage.calls import Addresses, Attempts, RequestOptions, Solution, SolutionCall, solution_of
-from arbitrage.channels import ClientTls, aio_channel, call_metadata, lasting, sync_channel
+from arbitrage.channels import (
+    ChannelOptions,
+    ClientTls,
+    Metadata,
+    aio_channel,
+    call_metadata,
+    lasting,
+    sync_channel,
+)
 from arbitrage.core.errors import Cancelled
 from arbitrage.core.events import Event
 from arbitrage.policy_specs import (
@@ -56,11 +66,24 @@ __all__ = [
     "TargetOnly",
 ]
 
-_CHANNEL_OPTIONS = (
+_CHANNEL_OPTIONS: ChannelOptions = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
+    # A name that stands for several orchestrators is asked at all of them, by turns.
+    ("grpc.lb_policy_name", "round_robin"),
+    # It is looked up again when a connection ends; by default not twice in half a minute.
+    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
     *lasting(),
 )
+
+
+@dataclass(slots=True)
+class _Connection:
+    """What a client has open and has learned, shared by those made of it."""
+
+    channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
+    streams: set[grpc.aio.UnaryStreamCall[Any, Any]] = field(default_factory=set)
+    is_resumable: bool = True
 
 
 class AsyncArbitrageClient:
@@ -84,14 +107,22 @@ class AsyncArbitrageClient:
     ) -> None:
         self._addresses = Addresses(address)
         self._retries = retries
-        self._is_resumable = True
         self._tls = tls
-        for named in self._addresses.all:
-            self._metadata = call_metadata(
-                api_key, named, is_encrypted=tls is not None, allow_plaintext=allow_plaintext_key
-            )
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._streams: set[grpc.aio.UnaryStreamCall[Any, Any]] = set()
+        self._allow_plaintext_key = allow_plaintext_key
+        self._metadata = self._metadata_with(api_key)
+        self._connection = _Connection()
+
+    def on_behalf_of(self, api_key: str | None, metadata: Metadata = ()) -> Self:
+        """Returns a client that calls with another key, and with further metadata.
+
+        It shares this one's connections, and is closed with it.
+
+        Raises:
+            FieldInvalid: the key is no text for a header, or anyone on the way could read it.
+        """
+        other = copy.copy(self)
+        other._metadata = (*self._metadata_with(api_key), *metadata)
+        return other
 
     async def stream(
         self, problem: Problem, **options: Unpack[RequestOptions]
@@ -101,15 +132,16 @@ class AsyncArbitrageClient:
         Raises:
             ArbitrageError: the class that stands for the error's reason.
         """
+        connection = self._connection
         call = SolutionCall(
-            self._addresses, self._retries, problem, options, is_resumable=self._is_resumable
+            self._addresses, self._retries, problem, options, is_resumable=connection.is_resumable
         )
         while True:
             stub = self._stub(call.attempts.address())
             messages = stub.GenerateSolution(
                 call.request, timeout=call.attempts.time_left_s(), metadata=self._metadata
             )
-            self._streams.add(messages)
+            connection.streams.add(messages)
             try:
                 async for message in messages:
                     event = call.received(message)
@@ -119,7 +151,7 @@ class AsyncArbitrageClient:
                 return
             except grpc.RpcError as error:
                 delay_s = call.failed(error)
-                self._is_resumable &= call.deployment_keeps_sessions
+                connection.is_resumable &= call.deployment_keeps_sessions
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
@@ -127,7 +159,7 @@ class AsyncArbitrageClient:
                 # Nobody cancels the task: so does gRPC end a stream that `close` cancelled.
                 raise Cancelled("the client was closed before the stream ended") from None
             finally:
-                self._streams.discard(messages)
+                connection.streams.discard(messages)
                 messages.cancel()
             await asyncio.sleep(delay_s)
 
@@ -153,16 +185,28 @@ class AsyncArbitrageClient:
     async def close(self) -> None:
         """Closes the connection; streams still open end with `Cancelled`."""
         # A channel of grpc.aio finds only some of its calls when it is closed.
-        for messages in tuple(self._streams):
+        for messages in tuple(self._connection.streams):
             messages.cancel()
-        for channel in self._channels.values():
+        for channel in self._connection.channels.values():
             await channel.close(None)
 
+    def _metadata_with(self, api_key: str | None) -> Metadata:
+        metadata: Metadata = ()
+        for named in self._addresses.all:
+            metadata = call_metadata(
+                api_key,
+                named,
+                is_encrypted=self._tls is not None,
+                allow_plaintext=self._allow_plaintext_key,
+            )
+        return metadata
+
     def _stub(self, address: str) -> orchestrator_pb2_grpc.OrchestratorServiceAsyncStub:
-        if address not in self._channels:
-            self._channels[address] = aio_channel(address, self._tls, _CHANNEL_OPTIONS)
+        channels = self._connection.channels
+        if address not in channels:
+            channels[address] = aio_channel(address, self._tls, _CHANNEL_OPTIONS)
         stub: orchestrator_pb2_grpc.OrchestratorServiceAsyncStub = (
-            orchestrator_pb2_grpc.OrchestratorServiceStub(self._channels[address])
+            orchestrator_pb2_grpc.OrchestratorServiceStub(channels[address])
         )
         return stub
 

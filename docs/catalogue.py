@@ -22,8 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic.fields import FieldInfo
 
 from services.cli.fleet import running_fleet
-from services.cli.plan import ANY_PORTS, MODEL_ROLES, ORCHESTRATOR, FleetPlan
+from services.cli.plan import ANY_PORTS, GATEWAY, MODEL_ROLES, ORCHESTRATOR, FleetPlan
 from services.engines.packs import find_pack
+from services.gateway.settings import GatewaySettings
 from services.generator.settings import GeneratorSettings
 from services.orchestrator.settings import OrchestratorSettings
 from services.prm.settings import PrmSettings
@@ -34,7 +35,7 @@ from tests.services.redis_servers import redis_server
 
 METRICS: Final = Path(__file__).with_name("metrics.md")
 SETTINGS: Final = Path(__file__).with_name("settings.md")
-_PROGRAMS: Final = (ORCHESTRATOR, *MODEL_ROLES)
+_PROGRAMS: Final = (ORCHESTRATOR, *MODEL_ROLES, GATEWAY)
 _MADE: Final = "<!-- Made by `python -m docs.catalogue`; change the code and run it again. -->\n"
 # Labels whose values are a deployment's own.
 _OPEN_LABELS: Final = frozenset({"revision"})
@@ -64,6 +65,7 @@ _SECTIONS: Final[tuple[tuple[str, type[ServerSettings], type[ServerSettings] | N
     ("generator: draft and target", GeneratorSettings, ModelSettings),
     ("prm", PrmSettings, ModelSettings),
     ("router", RouterSettings, ModelSettings),
+    ("gateway", GatewaySettings, ServerSettings),
 )
 
 
@@ -131,7 +133,8 @@ def exposed_metrics() -> dict[str, str]:
             "ARBITRAGE_FEEDBACK_FOLDER": folder,
             "ARBITRAGE_FEEDBACK_SAMPLE_RATE": "0.01",
         }
-        plan = FleetPlan(find_pack("tiny"), ANY_PORTS, extra={ORCHESTRATOR: everything})
+        extra = {ORCHESTRATOR: everything}
+        plan = FleetPlan(find_pack("tiny"), ANY_PORTS, extra=extra, has_gateway=True)
         return asyncio.run(_exposed_by(plan, Path(folder)))
 
 

@@ -67,8 +67,8 @@ async def services_with_progress(
 ) -> AsyncIterator[Fleet]:
     """Starts every service while telling how far it is."""
     started = time.monotonic()
-    # With the orchestrator, which is planned once the others listen.
-    total = len(plan.first_services()) + 1
+    # With the orchestrator and what needs it, which are planned once the others listen.
+    total = len(plan.first_services()) + 1 + len(plan.last_services(""))
     async with AsyncExitStack() as stack:
         with terminal.progress("Starting services", total) as advance:
 

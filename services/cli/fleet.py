@@ -18,7 +18,7 @@ from typing import BinaryIO, TypeVar
 
 from arbitrage.core.errors import Unavailable
 from services.cli.failures import CommandError
-from services.cli.plan import ORCHESTRATOR, Plan, ServicePlan
+from services.cli.plan import GATEWAY, ORCHESTRATOR, Plan, ServicePlan
 
 _POLL_S = 0.05
 _LOG_TAIL_LINES = 15
@@ -82,6 +82,8 @@ class Fleet:
                         group.create_task(self._start_service(service, on_ready))
                 addresses = {name: service.address for name, service in self.services.items()}
                 await self._start_service(plan.orchestrator(addresses), on_ready)
+                for service in plan.last_services(self.address):
+                    await self._start_service(service, on_ready)
         except ExceptionGroup as errors:
             raise _cause_of(errors) from None
         except TimeoutError:
@@ -105,13 +107,13 @@ class Fleet:
             raise _cause_of(errors) from None
 
     async def stop(self) -> None:
-        """Stops everything: the orchestrator first, so that its requests can end with all models.
+        """Stops everything, who calls before whom they call, so that requests can end with all.
 
         What has not ended within the grace is killed, and all of it at once where the wait itself
         is cancelled.
         """
         try:
-            for names in ((ORCHESTRATOR,), tuple(self._processes)):
+            for names in ((GATEWAY,), (ORCHESTRATOR,), tuple(self._processes)):
                 running = [
                     process
                     for name in names

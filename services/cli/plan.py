@@ -11,9 +11,11 @@ from services.engines.pack_manifest import Pack
 GENERATOR_ROLES = ("draft", "target")
 MODEL_ROLES = (*GENERATOR_ROLES, "prm", "router")
 ORCHESTRATOR = "orchestrator"
+GATEWAY = "gateway"
 REDIS = "redis"
 EMBEDDED = "embedded"
 DEFAULT_PORTS: Mapping[str, int] = {
+    "gateway": 8080,
     "orchestrator": 50050,
     "draft": 50051,
     "target": 50052,
@@ -28,6 +30,7 @@ _MODULES = {
     "prm": "services.prm",
     "router": "services.router",
     "orchestrator": "services.orchestrator",
+    "gateway": "services.gateway",
 }
 
 
@@ -51,6 +54,10 @@ class Plan(Protocol):
         """Returns the orchestrator, given where the others listen."""
         ...
 
+    def last_services(self, orchestrator_address: str) -> tuple[ServicePlan, ...]:
+        """Returns the services that need the orchestrator."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FleetPlan:
@@ -60,7 +67,7 @@ class FleetPlan:
     one thread as with two, and four of them share the machine. `shutdown_grace_s` is what running
     calls get for ending, in each service. `extra` holds further variables by service name;
     `device` is torch's name of where the models run; `redis` is the URL of one, or `embedded` for
-    one that is started too.
+    one that is started too; `has_gateway` puts the OpenAI API in front.
     """
 
     pack: Pack
@@ -72,6 +79,7 @@ class FleetPlan:
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     device: str = "cpu"
     redis: str | None = None
+    has_gateway: bool = False
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -97,6 +105,13 @@ class FleetPlan:
             },
         )
 
+    def last_services(self, orchestrator_address: str) -> tuple[ServicePlan, ...]:
+        """Returns the gateway, where there is one."""
+        if not self.has_gateway:
+            return ()
+        own = {"ARBITRAGE_ORCHESTRATOR_ADDRESS": orchestrator_address}
+        return (self._service(GATEWAY, own),)
+
     def _of_model(self, role: str) -> Mapping[str, str]:
         environ = {
             "ARBITRAGE_MODEL": self.pack.model_reference(role),
@@ -114,7 +129,7 @@ class FleetPlan:
         return environ
 
     def _service(self, name: str, own: Mapping[str, str]) -> ServicePlan:
-        # Metrics ports are free ones: five programs on one machine cannot share the default.
+        # Metrics ports are free ones: the programs of one machine cannot share the default.
         common = {
             "ARBITRAGE_HOST": self.host,
             "ARBITRAGE_PORT": str(self.ports[name]),

@@ -14,7 +14,7 @@ from services.cli.console import Terminal
 from services.cli.deployment import services_with_progress, usable_pack
 from services.cli.failures import BadInput
 from services.cli.fleet import Fleet
-from services.cli.plan import DEFAULT_PORTS, FleetPlan
+from services.cli.plan import DEFAULT_PORTS, GATEWAY, FleetPlan
 from services.cli.ports import check_ports_free
 from services.cli.signals import run_until_signalled
 
@@ -55,6 +55,7 @@ def up(options: UpOptions, terminal: Terminal) -> int:
         _REQUEST_GRACE_S,
         options.extra,
         redis=options.redis,
+        has_gateway=True,
     )
     work = _serve(plan, _run_folder(options.run_folder), terminal)
     # Being told to stop is how a server ends well.
@@ -65,6 +66,7 @@ async def _serve(plan: FleetPlan, folder: Path, terminal: Terminal) -> int:
     async with services_with_progress(plan, folder, terminal, stop_grace_s=_STOP_GRACE_S) as fleet:
         terminal.show(_table(fleet))
         terminal.show(f"Logs: {folder}")
+        terminal.show(f"OpenAI API: http://{fleet.services[GATEWAY].address}/v1")
         terminal.show(f'Ready. Ask with: arbitrage ask --address {fleet.address} "…"')
         try:
             await fleet.watch()

@@ -16,6 +16,7 @@ from services.generator.servicer import GeneratorServicer
 from services.generator.settings import GeneratorSettings
 from services.rpc.model_program import running_engine
 from services.rpc.program import Program, main
+from services.rpc.server import rpc_server
 from services.rpc.telemetry import Telemetry
 
 
@@ -45,7 +46,7 @@ def _engine(
 
 GENERATOR = Program(
     component="generator",
-    service=generator_pb2.DESCRIPTOR.services_by_name["GeneratorService"],
+    server=rpc_server(generator_pb2.DESCRIPTOR.services_by_name["GeneratorService"]),
     settings=GeneratorSettings,
     build=build,
 )

@@ -44,6 +44,7 @@ from services.rpc.auth import Anyone, Authenticator
 from services.rpc.background import in_background
 from services.rpc.feedback_log import FeedbackLog
 from services.rpc.program import Program, main
+from services.rpc.server import rpc_server
 from services.rpc.telemetry import PoolMetrics, Telemetry
 from services.rpc.tls import ChannelOpener
 
@@ -222,7 +223,7 @@ def feedback_sink(settings: OrchestratorSettings, link: RedisLink | None) -> Sin
 
 ORCHESTRATOR = Program(
     component="orchestrator",
-    service=orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"],
+    server=rpc_server(orchestrator_pb2.DESCRIPTOR.services_by_name["OrchestratorService"]),
     settings=OrchestratorSettings,
     build=build,
     authenticator=authenticator,

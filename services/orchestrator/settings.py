@@ -90,6 +90,11 @@ class OrchestratorSettings(ServerSettings):
         description="A model call that takes longer than this share of the latest ones is asked of "
         "a second replica too, and the first answer counts; usually 0.95, 0 turns it off.",
     )
+    max_connection_age_s: Seconds = Field(
+        300.0,
+        description="Time after which a caller connects anew, and so finds orchestrators that have "
+        "come since, in seconds; what runs goes on.",
+    )
     max_concurrency: PositiveCount = Field(64, description="Solutions that run together.")
     max_queue: int = Field(256, ge=0, description="Solutions that may wait; more are refused.")
     tenant_max_share: float = Field(
@@ -176,6 +181,11 @@ class OrchestratorSettings(ServerSettings):
         1, description="Nothing is observed while the target writes this many steps."
     )
     feedback_seed: int = Field(0, ge=0, description="Decides which steps are observed.")
+
+    @property
+    def connection_age_s(self) -> float:
+        """Time after which a caller connects anew, in seconds."""
+        return self.max_connection_age_s
 
     @property
     def feedback_rules(self) -> FeedbackRules:

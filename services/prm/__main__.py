@@ -19,6 +19,7 @@ from services.prm.settings import PrmSettings
 from services.rpc.judge_program import kserve_needed, running_remote_judge
 from services.rpc.model_program import running_engine
 from services.rpc.program import Program, main
+from services.rpc.server import rpc_server
 from services.rpc.telemetry import Telemetry
 
 
@@ -55,7 +56,7 @@ def _predictor(settings: PrmSettings, engine: PrmEngine) -> AbstractAsyncContext
 
 PRM = Program(
     component="prm",
-    service=prm_pb2.DESCRIPTOR.services_by_name["PrmService"],
+    server=rpc_server(prm_pb2.DESCRIPTOR.services_by_name["PrmService"]),
     settings=PrmSettings,
     build=build,
 )

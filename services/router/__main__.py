@@ -32,6 +32,7 @@ from services.rpc.model_program import (
     resolved_model,
 )
 from services.rpc.program import Program, StartError, main
+from services.rpc.server import rpc_server
 from services.rpc.settings import variable_of
 from services.rpc.telemetry import Telemetry
 
@@ -147,7 +148,7 @@ def _source(settings: RouterSettings, cache: Path) -> RouterSource:
 
 ROUTER = Program(
     component="router",
-    service=_SERVICE,
+    server=rpc_server(_SERVICE),
     settings=RouterSettings,
     build=build,
 )

@@ -136,7 +136,7 @@ class ServiceHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # gene
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - the last line of defence; nothing is lost
-            known = _known(method, error)
+            known = known_error(method, error)
             code, reason = code_of(known), known.reason
             self._refusals.count_error(known, context.peer())
             # Without its message, which may quote a prompt.
@@ -158,7 +158,8 @@ def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _known(method: str, error: Exception) -> ArbitrageError:
+def known_error(method: str, error: Exception) -> ArbitrageError:
+    """Returns what a call that failed ends with: what is no error of ours is a defect."""
     frames = traceback.format_tb(error.__traceback__)
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]

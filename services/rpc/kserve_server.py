@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc.aio
-import uvicorn
 from fastapi import FastAPI
 from kserve import InferRequest, InferResponse, Model, ModelRepository
 from kserve import errors as kserve_errors
@@ -33,7 +31,7 @@ from services.engines.oip_rows import (
     response_of,
     rows_of,
 )
-from services.rpc.background import in_background
+from services.rpc.http import listening_socket, served_over_http
 from services.rpc.judge_settings import JudgeSettings
 from services.rpc.program import StartError
 from services.rpc.settings import variable_of
@@ -127,15 +125,6 @@ async def served_by_kserve(
         predictor.ready = False
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to the program."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Captures none."""
-        yield
-
-
 @asynccontextmanager
 async def _rest(
     plane: DataPlane, extension: ModelRepositoryExtension, host: str, port: int
@@ -144,31 +133,12 @@ async def _rest(
     register_v2_endpoints(app, plane, extension)
     for error, handler in _HANDLERS.items():
         app.add_exception_handler(error, handler)
-    # Bound here: where it cannot, uvicorn would end the program.
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((host, port))
+        listening = listening_socket(host, port)
     except OSError:
-        listening.close()
         raise _port_taken("kserve_http_port", host, port) from None
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", loop="asyncio")
-    server = _Server(config)
-    has_ended = asyncio.Event()
-
-    async def serve() -> None:
-        try:
-            await server.serve(sockets=[listening])
-        finally:
-            has_ended.set()
-
-    with listening:
-        async with in_background(serve()):
-            try:
-                yield
-            finally:
-                server.should_exit = True
-                await has_ended.wait()
+    async with served_over_http(app, listening):
+        yield
 
 
 @asynccontextmanager

@@ -17,15 +17,14 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic
-
-from google.protobuf.descriptor import ServiceDescriptor
+from typing import Generic, Protocol
 
 from services.rpc.api_keys import KeysError
 from services.rpc.auth import AllowedCallers, Anyone, Authenticator
 from services.rpc.core_log import core_log
+from services.rpc.gate import Gate
 from services.rpc.logs import set_up_logging
-from services.rpc.server import Listener, PortTaken, RpcServer
+from services.rpc.server import PortTaken
 from services.rpc.settings import (
     ServerSettings,
     SettingsError,
@@ -34,7 +33,7 @@ from services.rpc.settings import (
     variable_of,
 )
 from services.rpc.telemetry import MetricsEndpoint, Telemetry
-from services.rpc.tls import TlsError, server_files
+from services.rpc.tls import TlsError
 
 _log = logging.getLogger("arbitrage")
 # What a port that cannot be had says; anything else speaks of the host.
@@ -45,16 +44,50 @@ class StartError(Exception):
     """The program cannot start as it was told to. The message says why and how to mend it."""
 
 
+class Server(Protocol):
+    """What a program serves with: gRPC, or HTTP."""
+
+    @property
+    def gate(self) -> Gate:
+        """Says whether calls may come in."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """Where a program on this machine reaches the server."""
+        ...
+
+    async def start(self) -> None:
+        """Begins to listen, and refuses calls.
+
+        Raises:
+            PortTaken, TlsError
+        """
+        ...
+
+    async def open(self, servicer: object, authenticator: Authenticator) -> None:
+        """Lets calls in, which `servicer` answers."""
+        ...
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuses new calls and lets running ones end; cuts them off after the grace."""
+        ...
+
+    async def stop(self) -> None:
+        """Stops listening."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Program(Generic[SettingsT]):
     """One service program.
 
-    `build` makes the servicer, ready to answer, and takes down what it made when it is left.
-    `authenticator` says who may call at all; it may read files.
+    `server` makes what it serves with. `build` makes the servicer, ready to answer, and takes down
+    what it made when it is left. `authenticator` says who may call at all; it may read files.
     """
 
     component: str
-    service: ServiceDescriptor
+    server: Callable[[SettingsT, Telemetry], Server]
     settings: type[SettingsT]
     build: Callable[[SettingsT, Telemetry], AbstractAsyncContextManager[object]]
     authenticator: Callable[[SettingsT, Telemetry], Authenticator] = lambda *_: Anyone()
@@ -123,14 +156,7 @@ class _Run(Generic[SettingsT]):
         self._telemetry = telemetry
         self._stopping = asyncio.Event()
         self._start_error: StartError | None = None
-        listener = Listener(
-            settings.host,
-            settings.port,
-            settings.max_message_mib,
-            settings.write_timeout_s,
-            server_files(settings),
-        )
-        self._server = RpcServer(program.service, listener, self._telemetry)
+        self._server = program.server(settings, telemetry)
 
     async def run(self) -> None:
         """Serves until a signal comes, then lets running calls end.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc.aio
@@ -15,8 +16,9 @@ from arbitrage.channels import is_loopback
 from services.rpc.auth import Anyone, Authenticator
 from services.rpc.gate import Gate
 from services.rpc.handlers import ServiceHandlers
+from services.rpc.settings import ServerSettings
 from services.rpc.telemetry import Telemetry
-from services.rpc.tls import TlsFiles, server_credentials
+from services.rpc.tls import TlsFiles, server_credentials, server_files
 
 _log = logging.getLogger(__name__)
 _MIB = 1 << 20
@@ -36,7 +38,8 @@ class Listener:
     """Where and how a server listens. Port 0 takes a free one.
 
     A caller that takes no message for `write_timeout_s` seconds loses its call. Without `tls`
-    everything is plaintext.
+    everything is plaintext. After `connection_age_s` seconds a caller is asked to connect anew;
+    calls under way end where they are.
     """
 
     host: str
@@ -44,6 +47,7 @@ class Listener:
     max_message_mib: int = 16
     write_timeout_s: float = 30.0
     tls: TlsFiles | None = None
+    connection_age_s: float | None = None
 
 
 class RpcServer:
@@ -77,6 +81,7 @@ class RpcServer:
                 # default that is once in five minutes, and who asks more often is cut off.
                 ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_PING_INTERVAL_MS),
                 ("grpc.keepalive_permit_without_calls", 1),
+                *_aging(listener.connection_age_s),
             )
         )
         self._server.add_generic_rpc_handlers((self._handlers,))
@@ -152,6 +157,27 @@ class RpcServer:
     ) -> None:
         for name in ("", self._service.full_name):
             await self._health.set(name, status)
+
+
+def rpc_server(service: ServiceDescriptor) -> Callable[[ServerSettings, Telemetry], RpcServer]:
+    """Returns what makes the server of a service as its settings say."""
+
+    def made(settings: ServerSettings, telemetry: Telemetry) -> RpcServer:
+        listener = Listener(
+            settings.host,
+            settings.port,
+            settings.max_message_mib,
+            settings.write_timeout_s,
+            server_files(settings),
+            settings.connection_age_s,
+        )
+        return RpcServer(service, listener, telemetry)
+
+    return made
+
+
+def _aging(age_s: float | None) -> tuple[tuple[str, int], ...]:
+    return () if age_s is None else (("grpc.max_connection_age_ms", round(1e3 * age_s)),)
 
 
 def _address(host: str, port: int) -> str:

@@ -63,7 +63,7 @@ class SettingsError(Exception):
 
 
 class ServerSettings(BaseModel):
-    """What every program that serves gRPC can be told."""
+    """What every program that serves can be told."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -122,6 +122,11 @@ class ServerSettings(BaseModel):
     @property
     def deployment(self) -> str | None:
         """What this one is called where a program is deployed more than once."""
+        return None
+
+    @property
+    def connection_age_s(self) -> float | None:
+        """Time after which a caller connects anew, in seconds; None is never."""
         return None
 
     @model_validator(mode="after")

@@ -17,9 +17,9 @@ import pytest
 
 from arbitrage.core.errors import TargetUnavailable
 from services.cli.fleet import Fleet, ServiceDied, running_fleet, while_alive
-from services.cli.plan import MODEL_ROLES, ORCHESTRATOR, ServicePlan
+from services.cli.plan import GATEWAY, MODEL_ROLES, ORCHESTRATOR, ServicePlan
 
-ALL_NAMES = {*MODEL_ROLES, ORCHESTRATOR}
+ALL_NAMES = {*MODEL_ROLES, ORCHESTRATOR, GATEWAY}
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -47,6 +47,10 @@ class SmallPlan:
         """Returns the fifth."""
         assert set(addresses) == set(MODEL_ROLES)
         return self._service(ORCHESTRATOR)
+
+    def last_services(self, orchestrator_address: str) -> tuple[ServicePlan, ...]:
+        """Returns the sixth."""
+        return (self._service(GATEWAY),)
 
     def _service(self, name: str) -> ServicePlan:
         environ = {
@@ -80,19 +84,19 @@ def pids(fleet: Fleet) -> dict[str, int]:
     return {name: service.pid for name, service in fleet.services.items()}
 
 
-async def test_every_service_is_started_and_then_stopped_the_orchestrator_first(
+async def test_every_service_is_started_and_stopped_before_those_that_it_calls(
     tmp_path: Path,
 ) -> None:
     plan = SmallPlan(tmp_path)
     seen: list[str] = []
     async with running_fleet(plan, tmp_path, on_ready=lambda s: seen.append(s.name)) as fleet:
         assert set(fleet.services) == ALL_NAMES
-        assert seen[-1] == ORCHESTRATOR
+        assert seen[-2:] == [ORCHESTRATOR, GATEWAY]
         assert fleet.address == "127.0.0.1:1"
         running = pids(fleet)
         assert all(is_running(pid) for pid in running.values())
     assert not any(is_running(pid) for pid in running.values())
-    assert plan.stopped()[0] == ORCHESTRATOR
+    assert plan.stopped()[:2] == [GATEWAY, ORCHESTRATOR]
     assert set(plan.stopped()) == ALL_NAMES
     assert "starting with fate serve" in (tmp_path / "draft.log").read_text()
 

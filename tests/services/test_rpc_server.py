@@ -340,3 +340,39 @@ async def test_a_prober_without_a_certificate_asks_the_metrics_port() -> None:
         states.append((live.split()[1], ready.split()[1]))
     await asyncio.to_thread(endpoint.close)
     assert states == [(b"200", b"503"), (b"200", b"200"), (b"200", b"503")]
+
+
+class PeerServicer:
+    """Knows over which connection each call came."""
+
+    def __init__(self) -> None:
+        self.peers: list[str] = []
+        self.may_end = asyncio.Event()
+
+    async def GenerateStep(  # noqa: N802 - the proto's name
+        self, request: generator_pb2.GenerateStepRequest, context: Context
+    ) -> AsyncGenerator[generator_pb2.GenerateStepResponse, None]:
+        self.peers.append(context.peer())
+        yield generator_pb2.GenerateStepResponse(text_delta="a")
+        await self.may_end.wait()
+        yield generator_pb2.GenerateStepResponse(text_delta="b")
+
+
+async def test_a_caller_connects_anew_after_a_while_and_what_runs_goes_on() -> None:
+    servicer = PeerServicer()
+    listener = Listener("127.0.0.1", 0, connection_age_s=0.1)
+    server = RpcServer(GENERATOR, listener, Telemetry())
+    await server.start()
+    await server.open(servicer)
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        first = aiter(generator(channel).GenerateStep(generator_pb2.GenerateStepRequest()))
+        assert (await anext(first)).text_delta == "a"
+        async with asyncio.timeout(30):
+            while len(set(servicer.peers)) == 1:
+                call = generator(channel).GenerateStep(generator_pb2.GenerateStepRequest())
+                await anext(aiter(call))
+                call.cancel()
+                await asyncio.sleep(0.05)
+        servicer.may_end.set()
+        assert (await anext(first)).text_delta == "b"
+    await server.stop()

@@ -1,0 +1,1 @@
+"""HTTP in front of orchestrators: the OpenAI API."""

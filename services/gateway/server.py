@@ -1,0 +1,361 @@
+"""An HTTP server as the program runs one: gate, metrics, errors, streams, drain.
+
+It is to HTTP what `services.rpc.server` and `services.rpc.handlers` are to gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import ssl
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, aclosing
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from arbitrage.channels import is_loopback
+from arbitrage.core.errors import ArbitrageError, DeadlineExceeded
+from services.gateway.errors import (
+    CLIENT_GONE,
+    STATUSES,
+    HttpError,
+    body_of,
+    headers_of,
+    status_of,
+)
+from services.gateway.settings import GatewaySettings
+from services.rpc.auth import Authenticator
+from services.rpc.background import in_background
+from services.rpc.gate import Gate
+from services.rpc.handlers import known_error
+from services.rpc.http import listening_socket, served_over_http
+from services.rpc.server import PortTaken
+from services.rpc.telemetry import SECONDS_BUCKETS, Telemetry
+from services.rpc.tls import TlsError, TlsFiles, server_files
+from services.rpc.tracing import ServedCall
+
+_log = logging.getLogger(__name__)
+_MIB: Final = 1 << 20
+_LOOK_INTERVAL_S: Final = 10.0
+# What calls past the grace get for ending.
+_FLUSH_GRACE_S: Final = 1
+_OTHER: Final = "other"
+# By path: HTTP method, and the servicer's method. Every route there is, so that labels are bounded.
+ROUTES: Final[Mapping[str, tuple[str, str]]] = {
+    "/v1/chat/completions": ("POST", "chat_completions"),
+    "/v1/models": ("GET", "models"),
+    "/v1/models/{name}": ("GET", "model"),
+}
+
+
+class HttpMetrics:
+    """Counts the requests a server answers."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "arbitrage_http_requests",
+            "HTTP requests answered, by route and status; 499 is a client that left.",
+            ("route", "status"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "arbitrage_http_seconds",
+            "Time from a request's arrival to the end of its answer.",
+            ("route",),
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        for route in (*(name for _, name in ROUTES.values()), _OTHER):
+            self._seconds.labels(route)
+            for status in STATUSES:
+                self._requests.labels(route, str(status))
+
+    def count(self, route: str, status: int, seconds: float) -> None:
+        """Counts one request that ended."""
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+
+class _Gone(Exception):
+    """The client has left."""
+
+
+class HttpServer:
+    """Serves the routes through a servicer that may come later.
+
+    It listens from `start` on, but answers 503 until `open`, and again from `drain` on.
+    """
+
+    def __init__(self, settings: GatewaySettings, telemetry: Telemetry) -> None:
+        self.gate = Gate()
+        self._settings = settings
+        self._telemetry = telemetry
+        self._metrics = HttpMetrics(telemetry.registry)
+        self._servicer: object | None = None
+        self._stack = AsyncExitStack()
+        self._port = 0
+
+    @property
+    def address(self) -> str:
+        """Where a program on this machine reaches the server."""
+        host = self._settings.host
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared
+        return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
+
+    async def start(self) -> None:
+        """Begins to listen, and answers 503.
+
+        Raises:
+            PortTaken, TlsError
+        """
+        settings = self._settings
+        context = await self._tls()
+        try:
+            listening = listening_socket(settings.host, settings.port)
+        except OSError as error:
+            raise PortTaken(f"{settings.host}:{settings.port}") from error
+        self._port = listening.getsockname()[1]
+        served = served_over_http(self._application(), listening, context, _FLUSH_GRACE_S)
+        await self._stack.enter_async_context(served)
+
+    async def open(self, servicer: object, authenticator: Authenticator) -> None:
+        """Lets requests in. Who may call is the orchestrator's to say, not `authenticator`'s."""
+        self._servicer = servicer
+        self.gate.open()
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuses new requests and lets running ones end; those past the grace are cut off."""
+        self.gate.close()
+        if not await self.gate.wait_until_empty(grace_s):
+            _log.warning("requests still running after %g s are cut off", grace_s)
+            self.gate.put_out()
+            await self.gate.wait_until_empty(_FLUSH_GRACE_S)
+
+    async def stop(self) -> None:
+        """Stops listening."""
+        await self._stack.aclose()
+
+    async def _tls(self) -> ssl.SSLContext | None:
+        files = server_files(self._settings)
+        if files is None:
+            if not is_loopback(f"{self._settings.host}:0"):
+                _log.warning(
+                    "listening on %s in plaintext: anyone on the way can read requests and keys; "
+                    "set ARBITRAGE_TLS_CERTIFICATE and ARBITRAGE_TLS_KEY, or put what ends TLS in "
+                    "front",
+                    self._settings.host,
+                )
+            return None
+        on_failure = self._telemetry.failed_reloads.of("tls")
+        watched = await asyncio.to_thread(files.watched, on_failure)
+        context = await asyncio.to_thread(_context, files)
+
+        async def follow() -> None:
+            while True:
+                await asyncio.sleep(_LOOK_INTERVAL_S)
+                if await asyncio.to_thread(watched.look):
+                    await asyncio.to_thread(_load, context, files)
+
+        await self._stack.enter_async_context(in_background(follow()))
+        return context
+
+    def _application(self) -> Starlette:
+        routes = [
+            Route(path, _Endpoint(self, method, name)) for path, (method, name) in ROUTES.items()
+        ]
+        routes.append(Route("/health", _Endpoint(self, "GET", "")))
+        application = Starlette(routes=routes)
+        application.router.default = _Endpoint(self, "", _OTHER)
+        application.router.redirect_slashes = False
+        return application
+
+    async def answer(
+        self, method: str, name: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answers one request of a route, whatever happens."""
+        if not name:
+            is_open = self.gate.is_open
+            response = JSONResponse({"serving": is_open}, 200 if is_open else 503)
+            await response(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        served = ServedCall(name, headers.items())
+        reply = _Reply(scope, receive, send, self._settings.write_timeout_s)
+        started_s = time.monotonic()
+        status, reason = CLIENT_GONE, None
+        try:
+            try:
+                async with self.gate.passed():
+                    _check_route(scope, method, name)
+                    body = await _read(receive, self._settings.max_message_mib)
+                    async with in_background(_raise_when_gone(receive)):
+                        parameters = scope.get("path_params", {})
+                        answer = await getattr(self._servicer, name)(headers, body, **parameters)
+                        if isinstance(answer, AsyncGenerator):
+                            await reply.stream(answer)
+                        else:
+                            await reply.whole(200, answer)
+                status = 200
+            except _Gone:
+                # A request whose answer is out is over for its client too.
+                status = 200 if reply.is_sent else CLIENT_GONE
+            except Exception as error:  # noqa: BLE001 - the last line of defence; nothing is lost
+                known = known_error(name, error)
+                status, reason = status_of(known), known.reason
+                _log.info("%s ended with %s", name, reason)
+                await reply.fail(known)
+        finally:
+            self._metrics.count(name, status, time.monotonic() - started_s)
+            served.end(str(status), reason)
+
+
+class _Endpoint:
+    """A route as an ASGI application."""
+
+    def __init__(self, server: HttpServer, method: str, name: str) -> None:
+        self._server = server
+        self._method = method
+        self._name = name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._server.answer(self._method, self._name, scope, receive, send)
+
+
+class _Reply:
+    """One request's answer, of which the status goes out once."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, write_timeout_s: float) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send_now = send
+        self._write_timeout_s = write_timeout_s
+        self._is_streaming = False
+        self.is_sent = False
+
+    async def whole(
+        self, status: int, content: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Sends everything at once."""
+        self.is_sent = True
+        response = JSONResponse(content, status, headers)
+        await response(self._scope, self._receive, self._send)
+
+    async def stream(self, chunks: AsyncGenerator[Mapping[str, Any]]) -> None:
+        """Sends chunks as server-sent events.
+
+        The status waits for the first, so that what is refused has a status of its own.
+        """
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                await self._begin()
+                await self._event(json.dumps(chunk, ensure_ascii=False))
+        await self._begin()
+        await self._event("[DONE]")
+        self.is_sent = True
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def fail(self, error: ArbitrageError) -> None:
+        """Sends an error: as the answer, or as the last event of a stream that has begun."""
+        if self.is_sent:
+            return
+        if not self._is_streaming:
+            await self.whole(status_of(error), body_of(error), headers_of(error))
+            return
+        await self._event(json.dumps(body_of(error), ensure_ascii=False))
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self) -> None:
+        if self._is_streaming:
+            return
+        self._is_streaming = True
+        headers = (
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            # nginx would keep steps back until it has a page of them.
+            (b"x-accel-buffering", b"no"),
+        )
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def _event(self, data: str) -> None:
+        # What protobuf carries is UTF-8 already.
+        body = f"data: {data}\n\n".encode()
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _send(self, message: Message) -> None:
+        patience = asyncio.timeout(self._write_timeout_s)
+        try:
+            async with patience:
+                await self._send_now(message)
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            # The request's place is needed by others; a reader that has stopped must not keep it.
+            self.is_sent = True
+            raise DeadlineExceeded(
+                f"the client took nothing for {self._write_timeout_s:g} s; read faster, or raise "
+                "ARBITRAGE_WRITE_TIMEOUT_S"
+            ) from None
+
+
+def _check_route(scope: Scope, method: str, name: str) -> None:
+    if name == _OTHER:
+        raise HttpError(404, "not_found", f"there is no {scope['path']}; see docs/openai.md")
+    if scope["method"] != method:
+        raise HttpError(
+            405, "method_not_allowed", f"{scope['path']} takes {method}, not {scope['method']}"
+        )
+
+
+async def _read(receive: Receive, most_mib: int) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        body += message.get("body", b"")
+        if len(body) > most_mib * _MIB:
+            raise HttpError(
+                413,
+                "request_too_large",
+                f"the body is larger than {most_mib} MiB; send less, or raise "
+                "ARBITRAGE_MAX_MESSAGE_MIB",
+            )
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+async def _raise_when_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    raise _Gone
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load(context, files)
+    if files.ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _load(context: ssl.SSLContext, files: TlsFiles) -> None:
+    """Gives a context the files; handshakes that come later go by them."""
+    assert files.certificate is not None, "a server has both"
+    try:
+        context.load_cert_chain(files.certificate, files.key)
+        if files.ca is not None:
+            context.load_verify_locations(files.ca)
+    except (OSError, ssl.SSLError) as error:
+        raise TlsError(
+            f"ARBITRAGE_TLS_CERTIFICATE: {files.certificate}: cannot be used with its key "
+            f"({error}); give the certificate and the key that belong together"
+        ) from error
