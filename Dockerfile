@@ -1,5 +1,5 @@
 # The images of all services: `docker build --target generator --tag arbitrage/generator .`
-# Targets: orchestrator, generator, prm, router, training. TORCH=cuda makes those with models for GPUs.
+# Targets: orchestrator, gateway, generator, prm, router, training. TORCH=cuda makes those with models for GPUs.
 ARG BASE_IMAGE=docker.io/library/python:3.11.14-slim-bookworm
 
 # hadolint ignore=DL3006
@@ -40,6 +40,11 @@ COPY --from=lister /opt/installer /opt/lister
 COPY --from=project /wheels /wheels
 RUN locks/install orchestrator
 
+FROM build AS gateway-installed
+COPY --from=lister /opt/installer /opt/lister
+COPY --from=project /wheels /wheels
+RUN locks/install gateway
+
 FROM torch AS generator-installed
 COPY --from=lister /opt/installer /opt/lister
 COPY --from=project /wheels /wheels
@@ -73,6 +78,10 @@ USER 10001:10001
 FROM runtime AS orchestrator
 COPY --from=orchestrator-installed /opt/arbitrage /opt/arbitrage
 CMD ["python", "-m", "services.orchestrator"]
+
+FROM runtime AS gateway
+COPY --from=gateway-installed /opt/arbitrage /opt/arbitrage
+CMD ["python", "-m", "services.gateway"]
 
 FROM runtime AS generator
 COPY --from=generator-installed /opt/arbitrage /opt/arbitrage

@@ -18,6 +18,7 @@ LOCKS: Final = ROOT / "locks"
 # Of each lock, the project's extras.
 EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "orchestrator": ("cli", "tracing"),
+    "gateway": ("gateway", "tracing"),
     "generator": ("cli", "models", "tracing"),
     # PRM and router.
     "judge": ("cli", "models", "tracing", "kserve", "s3", "gcs"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from tests.charts.rendering import EXAMPLES
+from tests.charts.rendering import COMPONENTS, EXAMPLES
 
 TRAINING: Final[dict[str, Any]] = {
     "enabled": True,
@@ -99,14 +99,29 @@ CASES: Final[dict[str, tuple[dict[str, Any], *tuple[Path, ...]]]] = {
         {
             "tls": {
                 "enabled": True,
-                "secrets": {
-                    name: f"{name}-tls"
-                    for name in ("orchestrator", "draft", "target", "prm", "router")
-                },
+                "secrets": {name: f"{name}-tls" for name in COMPONENTS},
             },
             "redis": {"bundled": {"passwordSecret": {"name": "redis"}}},
-            "ingress": {"enabled": True, "host": "arbitrage.example.com"},
+            "ingress": {
+                "enabled": True,
+                "host": "arbitrage.example.com",
+                "httpHost": "openai.example.com",
+            },
+            "auth": {"keysSecret": "keys"},
+            "tests": {"enabled": False},
             "draft": {"extraContainers": [], "settings": {"MAX_BATCH": 16}},
+        },
+    ),
+    "routes": (
+        {
+            "gatewayApi": {
+                "enabled": True,
+                "parentRefs": [{"name": "public"}],
+                "hostnames": ["arbitrage.example.com"],
+                "httpHostnames": ["openai.example.com"],
+            },
+            "auth": {"keysSecret": "keys"},
+            "tests": {"apiKeySecret": {"name": "key"}},
         },
     ),
     "extras": (

@@ -17,7 +17,8 @@ CHART: Final = ROOT / "charts" / "arbitrage"
 EXAMPLES: Final = tuple(sorted((CHART / "examples").glob("*.yaml")))
 RELEASE: Final = "try"
 NAMESPACE: Final = "reasoning"
-COMPONENTS: Final = ("orchestrator", "draft", "target", "prm", "router")
+MODELS: Final = ("draft", "target", "prm", "router")
+COMPONENTS: Final = ("orchestrator", *MODELS, "gateway")
 _SOURCE: Final = "# Source: arbitrage/templates/"
 
 Values = Mapping[str, Any]

@@ -10,6 +10,7 @@ import pytest
 from router_training.__main__ import _parser as training_parser
 from router_training.config import read_config
 from services.cli.arguments import command_line
+from services.gateway.settings import GatewaySettings
 from services.generator.settings import GeneratorSettings
 from services.orchestrator.settings import OrchestratorSettings
 from services.prm.settings import PrmSettings
@@ -18,6 +19,7 @@ from services.rpc.settings import ServerSettings, read_settings
 from tests.charts.cases import CASES, TRAINING
 from tests.charts.rendering import (
     COMPONENTS,
+    MODELS,
     NAMESPACE,
     Object,
     containers,
@@ -36,6 +38,7 @@ SETTINGS: dict[str, type[ServerSettings]] = {
     "services.generator": GeneratorSettings,
     "services.prm": PrmSettings,
     "services.router": RouterSettings,
+    "services.gateway": GatewaySettings,
 }
 
 
@@ -80,7 +83,7 @@ def test_probes_ask_for_the_service_by_name_or_on_the_metrics_port_where_grpc_ha
                 ("liveness", "/live"),
             ):
                 probe = container[f"{kind}Probe"]
-                if has_tls:
+                if has_tls or container["name"] == "gateway":
                     assert probe["httpGet"] == {"port": "metrics", "path": path}, name
                 else:
                     assert probe["grpc"]["service"].startswith("arbitrage.v1."), name
@@ -165,7 +168,7 @@ def test_certificates_cover_the_name_under_which_each_is_called() -> None:
         spec = certificates[f"try-arbitrage-{name}"]["spec"]
         mounted = pod_of(objects, name)["spec"]["volumes"]
         assert {"secretName": spec["secretName"]} in [volume.get("secret") for volume in mounted]
-        if name != "orchestrator":
+        if name in MODELS:
             called = told[f"ARBITRAGE_{name.upper()}_ADDRESS"].rpartition(":")[0]
             assert called in spec["dnsNames"]
             allowed = environment(pod_of(objects, name), name)["ARBITRAGE_ALLOWED_CALLERS"]
@@ -259,7 +262,10 @@ def test_a_block_says_only_what_differs_from_the_defaults() -> None:
     objects = rendered(values)
     assert pod_of(objects, "draft")["spec"]["nodeSelector"] == {"zone": "a"}
     assert pod_of(objects, "target")["spec"]["nodeSelector"] == {"zone": "a", "gpu": "b"}
-    assert of_kind(objects, "PodDisruptionBudget").keys() == {"try-arbitrage-orchestrator"}
+    assert of_kind(objects, "PodDisruptionBudget").keys() == {
+        "try-arbitrage-orchestrator",
+        "try-arbitrage-gateway",
+    }
 
 
 def test_an_image_is_named_by_its_digest_where_there_is_one() -> None:
@@ -279,9 +285,36 @@ def test_clients_from_outside_reach_what_is_public_and_no_reflection() -> None:
     [ingress] = of_kind(rendered(*CASES["external"]), "Ingress").values()
     annotations = ingress["metadata"]["annotations"]
     assert annotations["nginx.ingress.kubernetes.io/backend-protocol"] == "GRPC"
-    [ingress] = of_kind(rendered(*CASES["secrets"]), "Ingress").values()
-    annotations = ingress["metadata"]["annotations"]
-    assert annotations["nginx.ingress.kubernetes.io/backend-protocol"] == "GRPCS"
+
+
+def test_the_openai_api_has_a_name_of_its_own_outside() -> None:
+    ingresses = of_kind(rendered(*CASES["secrets"]), "Ingress")
+    protocols = {
+        one["spec"]["rules"][0]["host"]: one["metadata"]["annotations"][
+            "nginx.ingress.kubernetes.io/backend-protocol"
+        ]
+        for one in ingresses.values()
+    }
+    assert protocols == {"arbitrage.example.com": "GRPCS", "openai.example.com": "HTTPS"}
+    objects = rendered(*CASES["routes"])
+    [route] = of_kind(objects, "HTTPRoute").values()
+    [rpc] = of_kind(objects, "GRPCRoute").values()
+    assert route["spec"]["hostnames"] == ["openai.example.com"]
+    assert not set(route["spec"]["hostnames"]) & set(rpc["spec"]["hostnames"])
+    [backend] = route["spec"]["rules"][0]["backendRefs"]
+    assert backend == {"name": "try-arbitrage-gateway-balanced", "port": 8080}
+
+
+def test_the_gateway_asks_the_orchestrator_and_passes_keys_on() -> None:
+    address = f"try-arbitrage-orchestrator.{NAMESPACE}.svc:50050"
+    for case, expected in (
+        ("defaults", {}),
+        ("routes", {"ARBITRAGE_ALLOW_PLAINTEXT_KEYS": "true"}),
+        ("secrets", {"ARBITRAGE_ORCHESTRATOR_TLS_CA": "/etc/arbitrage/tls/ca.crt"}),
+    ):
+        told = environment(pod_of(rendered(*CASES[case]), "gateway"), "gateway")
+        given = {k: v for k, v in told.items() if "ORCHESTRATOR" in k or "KEYS" in k}
+        assert given == {"ARBITRAGE_ORCHESTRATOR_ADDRESS": address, **expected}, case
 
 
 def test_under_kserve_the_first_port_is_the_one_that_kserve_calls() -> None:

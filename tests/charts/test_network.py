@@ -11,10 +11,11 @@ from tests.charts.rendering import of_kind, rendered
 pytestmark = pytest.mark.deploy
 
 MODELS = {"draft": 50051, "target": 50052, "prm": 50053, "router": 50054}
-SERVICES = {"orchestrator": 50050, **MODELS}
+SERVICES = {"orchestrator": 50050, "gateway": 8080, **MODELS}
 # The picture of README.md, with what every deployment has beside it: scrapes, the DNS, a test.
 PICTURE = (
-    {Edge(ANYONE, "orchestrator", 50050)}
+    {Edge(ANYONE, "orchestrator", 50050), Edge(ANYONE, "gateway", 8080)}
+    | {Edge("gateway", "orchestrator", 50050)}
     | {Edge(ANYONE, name, 9464) for name in SERVICES}
     | {Edge("orchestrator", name, port) for name, port in MODELS.items()}
     | {Edge("orchestrator", "redis", 6379)}
@@ -57,6 +58,7 @@ def test_what_is_elsewhere_is_reached_on_its_own_port_alone() -> None:
         Edge("orchestrator", ANYONE, 50054),
         Edge("orchestrator", ANYONE, 6380),
         Edge("orchestrator", ANYONE, 4317),
+        Edge("gateway", ANYONE, 4317),
         Edge("draft", ANYONE, 443),
         Edge("draft", ANYONE, 4317),
         Edge("target", ANYONE, 8080),
@@ -82,6 +84,7 @@ def test_only_those_who_may_call_and_scrape_do() -> None:
     edges = allowed_edges(rendered({"networkPolicy": network}))
     assert {edge for edge in edges if edge.caller == ANYONE} == set()
     assert Edge("test", "orchestrator", 50050) in edges
+    assert Edge("gateway", "orchestrator", 50050) in edges
 
 
 def test_it_can_be_left_to_others() -> None:

@@ -15,6 +15,7 @@ from tests.charts.rendering import (
     CHART,
     COMPONENTS,
     EXAMPLES,
+    MODELS,
     NAMESPACE,
     containers,
     environment,
@@ -36,7 +37,9 @@ _PROGRAMS = {
     "services.generator": "generator: draft and target",
     "services.prm": "prm",
     "services.router": "router",
+    "services.gateway": "gateway",
 }
+_RUN_NO_MODEL = ("services.orchestrator", "services.gateway")
 _SHARED_SECTIONS = ("Every program",)
 _MODEL_SECTION = "Every program that runs a model"
 
@@ -54,7 +57,7 @@ def settings_of(module: str) -> set[str]:
     """Returns the settings that a program knows."""
     known = known_settings()
     found = known["Every program"] | known[_PROGRAMS[module]]
-    return found if module == "services.orchestrator" else found | known[_MODEL_SECTION]
+    return found if module in _RUN_NO_MODEL else found | known[_MODEL_SECTION]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
@@ -152,7 +155,8 @@ def test_what_an_object_refers_to_is_there(case: str) -> None:
         for volume in pod["spec"].get("volumes", ()):
             if "configMap" in volume:
                 assert volume["configMap"]["name"] in of_kind(found, "ConfigMap"), name
-    for one in (*of_kind(found, "Ingress").values(), *of_kind(found, "GRPCRoute").values()):
+    outer = [of_kind(found, kind).values() for kind in ("Ingress", "GRPCRoute", "HTTPRoute")]
+    for one in (one for objects in outer for one in objects):
         services = set(re.findall(r"'name': '(try-arbitrage-[\w-]+balanced)'", str(one["spec"])))
         assert services
         assert services <= of_kind(found, "Service").keys()
@@ -175,7 +179,7 @@ def test_an_orchestrator_is_told_where_every_deployed_model_is(case: str) -> Non
     found = rendered(*CASES[case])
     told = environment(pod_of(found, "orchestrator"), "orchestrator")
     services = of_kind(found, "Service")
-    for name in COMPONENTS[1:]:
+    for name in MODELS:
         service = services.get(f"try-arbitrage-{name}")
         if service is not None:
             assert service["spec"]["clusterIP"] == "None"

@@ -88,7 +88,7 @@ BY_TEMPLATE = [
     ),
     (
         of("orchestrator", autoscaling={**KEDA, "minReplicas": 0}),
-        "orchestrator.autoscaling.minReplicas: is 0, but the orchestrators are who says",
+        "orchestrator.autoscaling.minReplicas: is 0, but without it nobody is told what is wanted",
     ),
     (
         of("target", autoscaling={"mode": "keda"}),
@@ -121,6 +121,41 @@ BY_TEMPLATE = [
         "target.extraEnv: ARBITRAGE_MAX_BATCH belongs in target.settings, as MAX_BATCH",
     ),
     (of("orchestrator", gpu={"count": 1}), "orchestrator: runs no model, so engine, modelCache"),
+    (of("gateway", modelCache={"mode": "pvc"}), "gateway: runs no model, so engine, modelCache"),
+    (of("gateway", address="a:1"), 'gateway.address: is "a:1", but nothing here would call it'),
+    (
+        of("gateway", settings={"ORCHESTRATOR_ADDRESS": "a:1"}),
+        "gateway.settings.ORCHESTRATOR_ADDRESS: ARBITRAGE_ORCHESTRATOR_ADDRESS is made by the",
+    ),
+    (of("ingress", httpHost="a.b"), 'ingress.httpHost: is "a.b", but ingress.enabled is false'),
+    (
+        of("ingress", enabled=True, host="a.b", httpHost="a.b"),
+        'ingress.httpHost: is "a.b" as ingress.host is, and a controller speaks either gRPC',
+    ),
+    (
+        {
+            **of("ingress", enabled=True, host="a.b", httpHost="c.d"),
+            **of("gateway", enabled=False),
+        },
+        'ingress.httpHost: is "c.d", but gateway.enabled is false, and nobody would answer',
+    ),
+    (
+        of("gatewayApi", enabled=True, parentRefs=[{"name": "g"}], httpHostnames=["a.b"]),
+        'gatewayApi.httpHostnames: "a.b" would belong to the GRPCRoute too, and then a gateway',
+    ),
+    (
+        {
+            **of(
+                "gatewayApi",
+                enabled=True,
+                parentRefs=[{"name": "g"}],
+                hostnames=["a.b"],
+                httpHostnames=["c.d"],
+            ),
+            **of("gateway", enabled=False),
+        },
+        "gatewayApi.httpHostnames: are given, but gateway.enabled is false",
+    ),
     (of("draft", model={"reference": ""}), "draft.model.reference: is empty; name a folder"),
     (
         of("target", replicas=2, modelCache={"mode": "pvc"}),
@@ -269,7 +304,7 @@ def test_the_templates_refuse(values: dict[str, Any], said: str) -> None:
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
     message = refusal({"tls": {"enabled": True}, **of("target", engine={"mode": "external"})})
-    assert message.count("\n  - ") == 6
+    assert message.count("\n  - ") == 7
 
 
 def test_every_check_has_values_that_it_refuses() -> None:

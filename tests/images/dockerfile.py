@@ -9,7 +9,7 @@ from functools import cache
 from tests.charts.tools import ROOT
 
 PATH = ROOT / "Dockerfile"
-IMAGES = ("orchestrator", "generator", "prm", "router", "training")
+IMAGES = ("orchestrator", "gateway", "generator", "prm", "router", "training")
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from services.gateway.settings import GatewaySettings
 from services.generator.settings import GeneratorSettings
 from services.orchestrator.settings import OrchestratorSettings
 from services.prm.settings import PrmSettings
@@ -29,6 +30,7 @@ SETTINGS: dict[str, type[ServerSettings]] = {
     "target-2": GeneratorSettings,
     "prm": PrmSettings,
     "router": RouterSettings,
+    "gateway": GatewaySettings,
 }
 OURS = sorted(SETTINGS)
 
@@ -77,6 +79,8 @@ def test_addresses_are_services_and_their_ports() -> None:
             there = read_settings(SETTINGS[host], services[host]["environment"])
             assert there.model_dump()["port"] == int(port)
     assert given["ARBITRAGE_STORE_URL"] == "redis://redis:6379"
+    asked = services["gateway"]["environment"]["ARBITRAGE_ORCHESTRATOR_ADDRESS"]
+    assert asked == f"orchestrator:{OrchestratorSettings.model_fields['port'].default}"
 
 
 def test_nothing_has_rights_or_writes_where_it_need_not() -> None:
@@ -95,7 +99,9 @@ def test_each_waits_until_those_before_it_are_healthy() -> None:
         for name, how in service.get("depends_on", {}).items():
             assert how["condition"] == "service_healthy"
             assert services[name]["healthcheck"]["test"][0] == "CMD"
-    assert services["orchestrator"]["depends_on"].keys() == {"redis", *OURS} - {"orchestrator"}
+    before = {"redis", *OURS} - {"orchestrator", "gateway"}
+    assert services["orchestrator"]["depends_on"].keys() == before
+    assert services["gateway"]["depends_on"].keys() == {"orchestrator"}
 
 
 def test_redis_is_the_one_that_the_chart_has() -> None:
@@ -108,7 +114,7 @@ def test_gpus_are_for_models_and_for_torch_with_cuda() -> None:
     services = composed(*files, TORCH="cuda", DEVICE="cuda:0")
     for name in OURS:
         has_gpu = "deploy" in services[name]
-        assert has_gpu == (name != "orchestrator")
+        assert has_gpu == (name not in ("orchestrator", "gateway"))
         if has_gpu:
             assert services[name]["build"]["args"]["TORCH"] == "cuda"
             assert services[name]["environment"]["ARBITRAGE_DEVICE"] == "cuda:0"

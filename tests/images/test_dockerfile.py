@@ -78,8 +78,10 @@ def test_no_lock_of_an_image_brings_torch_or_anything_of_cuda(name: str) -> None
     assert {"torch", "triton"} <= packages(CUDA).keys()
 
 
-def test_the_orchestrator_has_no_library_of_models() -> None:
-    assert not packages("orchestrator").keys() & {"numpy", "transformers", "safetensors"}
+def test_orchestrator_and_gateway_have_no_library_of_models() -> None:
+    for name in ("orchestrator", "gateway"):
+        assert not packages(name).keys() & {"numpy", "transformers", "safetensors"}
+    assert {"grpcio", "starlette", "uvicorn"} <= packages("gateway").keys()
     assert {"grpcio", "redis", "opentelemetry-sdk", "rich"} <= packages("orchestrator").keys()
 
 

@@ -24,7 +24,7 @@ fix. All of them are told at once.
 - {{ printf "%s.enabled: is false, but no request goes without it; set %s.enabled=true%s" $name $name (ternary ", or give the address of one that runs elsewhere" "" $c.isModel) | quote }}
 {{- end }}
 {{- if and (not $c.isModel) $c.address }}
-- {{ printf "orchestrator.address: is %q, but the orchestrator is what this chart is for; leave it out" $c.address | quote }}
+- {{ printf "%s.address: is %q, but nothing here would call it; leave it out" $name $c.address | quote }}
 {{- end }}
 {{- $needed := add $c.drain.preStopSeconds $c.drain.graceSeconds 5 }}
 {{- if lt (int $c.drain.terminationGracePeriodSeconds) (int $needed) }}
@@ -44,7 +44,7 @@ fix. All of them are told at once.
 - {{ printf "%s.autoscaling.minReplicas: is 0, which an HPA cannot do; set it to 1, or take mode keda" $name | quote }}
 {{- end }}
 {{- if and (eq (int $scale.minReplicas) 0) (not $c.isModel) }}
-- "orchestrator.autoscaling.minReplicas: is 0, but the orchestrators are who says what is wanted; set it to at least 1"
+- {{ printf "%s.autoscaling.minReplicas: is 0, but without it nobody is told what is wanted; set it to at least 1" $name | quote }}
 {{- end }}
 {{- if ne $c.kind "Deployment" }}
 - {{ printf "%s.autoscaling.mode: is %s, but a %s is scaled by KServe; set mode none, or kind Deployment" $name $scale.mode $c.kind | quote }}
@@ -60,7 +60,7 @@ fix. All of them are told at once.
 {{- end }}
 {{- end }}
 {{- range $setting, $_ := $c.settings }}
-{{- if has $setting (list "HOST" "PORT" "METRICS_PORT" "SHUTDOWN_GRACE_S" "LOG_LEVEL" "LOG_FORMAT" "ROLE" "MODEL" "MODEL_ID" "ENGINE" "ENGINE_URL" "DRAFT_ADDRESS" "TARGET_ADDRESS" "PRM_ADDRESS" "ROUTER_ADDRESS" "STORE_URL" "API_KEYS_FILE" "TLS_CERTIFICATE" "TLS_KEY") }}
+{{- if has $setting (list "HOST" "PORT" "METRICS_PORT" "SHUTDOWN_GRACE_S" "LOG_LEVEL" "LOG_FORMAT" "ROLE" "MODEL" "MODEL_ID" "ENGINE" "ENGINE_URL" "DRAFT_ADDRESS" "TARGET_ADDRESS" "PRM_ADDRESS" "ROUTER_ADDRESS" "ORCHESTRATOR_ADDRESS" "STORE_URL" "API_KEYS_FILE" "TLS_CERTIFICATE" "TLS_KEY") }}
 - {{ printf "%s.settings.%s: ARBITRAGE_%s is made by the chart of other values; set those instead (docs/deploy.md)" $name $setting $setting | quote }}
 {{- end }}
 {{- end }}
@@ -78,7 +78,7 @@ fix. All of them are told at once.
 {{- include "arbitrage.modelProblems" (dict "root" .root "c" $c "isPlural" $isPlural) }}
 {{- else }}
 {{- if or (ne $c.engine.mode "inProcess") (ne $c.modelCache.mode "none") (gt (int $c.gpu.count) 0) (ne $c.kind "Deployment") }}
-- "orchestrator: runs no model, so engine, modelCache, gpu and kind are not for it; leave them out"
+- {{ printf "%s: runs no model, so engine, modelCache, gpu and kind are not for it; leave them out" $name | quote }}
 {{- end }}
 {{- end }}
 {{- $tls := .root.Values.tls }}
@@ -183,6 +183,24 @@ fix. All of them are told at once.
 {{- end }}
 {{- if and $values.ingress.enabled (not $values.ingress.host) }}
 - "ingress.host: is empty, but ingress.enabled is true; give the name under which clients call"
+{{- end }}
+{{- $gateway := .components.gateway }}
+{{- if and $values.ingress.httpHost (not $values.ingress.enabled) }}
+- {{ printf "ingress.httpHost: is %q, but ingress.enabled is false; set ingress.enabled=true" $values.ingress.httpHost | quote }}
+{{- end }}
+{{- if and $values.ingress.httpHost (not $gateway.isDeployed) }}
+- {{ printf "ingress.httpHost: is %q, but gateway.enabled is false, and nobody would answer; set gateway.enabled=true" $values.ingress.httpHost | quote }}
+{{- end }}
+{{- if and $values.ingress.httpHost (eq $values.ingress.httpHost $values.ingress.host) }}
+- {{ printf "ingress.httpHost: is %q as ingress.host is, and a controller speaks either gRPC or HTTP under a name; give another" $values.ingress.host | quote }}
+{{- end }}
+{{- if and $values.gatewayApi.httpHostnames (not $gateway.isDeployed) }}
+- "gatewayApi.httpHostnames: are given, but gateway.enabled is false, and nobody would answer; set gateway.enabled=true"
+{{- end }}
+{{- range $name := $values.gatewayApi.httpHostnames }}
+{{- if or (has $name $values.gatewayApi.hostnames) (not $values.gatewayApi.hostnames) }}
+- {{ printf "gatewayApi.httpHostnames: %q would belong to the GRPCRoute too, and then a gateway drops one of them; give gatewayApi.hostnames other names" $name | quote }}
+{{- end }}
 {{- end }}
 {{- if and $values.gatewayApi.enabled (not $values.gatewayApi.parentRefs) }}
 - "gatewayApi.parentRefs: is empty, but gatewayApi.enabled is true; name the gateway"

@@ -9,9 +9,10 @@ draft: { module: services.generator, health: arbitrage.v1.GeneratorService, imag
 target: { module: services.generator, health: arbitrage.v1.GeneratorService, image: generator }
 prm: { module: services.prm, health: arbitrage.v1.PrmService, image: prm }
 router: { module: services.router, health: arbitrage.v1.RouterService, image: router }
+gateway: { module: services.gateway, image: gateway }
 {{- end -}}
 
-{{/* Every component by name: its values, and name, program, isModel, isDeployed, host and reach. */}}
+{{/* Every component by name: its values, and name, program, isModel, isHttp, isDeployed, host and reach. */}}
 {{- define "arbitrage.components" -}}
 {{- $root := . -}}
 {{- range $name, $program := fromYaml (include "arbitrage.programs" .) }}
@@ -20,7 +21,8 @@ router: { module: services.router, health: arbitrage.v1.RouterService, image: ro
 {{- $own := printf "%s:%d" $host (int $c.service.port) }}
 {{- $_ := set $c "name" $name }}
 {{- $_ := set $c "program" $program }}
-{{- $_ := set $c "isModel" (ne $name "orchestrator") }}
+{{- $_ := set $c "isModel" (not (has $name (list "orchestrator" "gateway"))) }}
+{{- $_ := set $c "isHttp" (eq $name "gateway") }}
 {{- $_ := set $c "isDeployed" (and $c.enabled (not $c.address)) }}
 {{- $_ := set $c "host" $host }}
 {{- $_ := set $c "reach" (ternary (default $own $c.address) "" $c.enabled) }}

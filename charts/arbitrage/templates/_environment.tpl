@@ -22,6 +22,8 @@
 {{- end }}
 {{- if $c.isModel }}
 {{- include "arbitrage.modelEnvironment" . }}
+{{- else if $c.isHttp }}
+{{- include "arbitrage.gatewayEnvironment" . }}
 {{- else }}
 {{- include "arbitrage.orchestratorEnvironment" . }}
 {{- end }}
@@ -139,6 +141,16 @@ http://127.0.0.1:{{ .c.engine.port }}
 {{- else -}}
 http://{{ include "arbitrage.fullname" .root }}-{{ .c.name }}-engine.{{ .root.Release.Namespace }}.svc:8080/openai
 {{- end -}}
+{{- end -}}
+
+{{- define "arbitrage.gatewayEnvironment" }}
+- { name: ARBITRAGE_ORCHESTRATOR_ADDRESS, value: {{ .components.orchestrator.reach | quote }} }
+{{- if .root.Values.tls.enabled }}
+- { name: ARBITRAGE_ORCHESTRATOR_TLS_CA, value: /etc/arbitrage/tls/ca.crt }
+{{- else if .root.Values.auth.keysSecret }}
+# Keys without TLS are what the values ask for.
+- { name: ARBITRAGE_ALLOW_PLAINTEXT_KEYS, value: "true" }
+{{- end }}
 {{- end -}}
 
 {{- define "arbitrage.orchestratorEnvironment" -}}

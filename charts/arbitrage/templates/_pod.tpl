@@ -111,7 +111,7 @@ containers:
       # The first, because that is KServe's.
       - { name: kserve, containerPort: {{ . }} }
       {{- end }}
-      - { name: grpc, containerPort: {{ $c.service.port }} }
+      - { name: {{ ternary "http" "grpc" $c.isHttp }}, containerPort: {{ $c.service.port }} }
       - { name: metrics, containerPort: {{ $c.service.metricsPort }} }
     {{- include "arbitrage.probes" . | nindent 4 }}
     lifecycle:
@@ -133,13 +133,13 @@ volumes:
   {{- include "arbitrage.volumes" . | nindent 2 }}
 {{- end -}}
 
-{{/* Probes of a component's program. A kubelet's gRPC probe knows no TLS. */}}
+{{/* Probes of a component's program. A kubelet's gRPC probe knows no TLS; /ready asks no certificate. */}}
 {{- define "arbitrage.probes" -}}
 {{- $c := .c -}}
-{{- $isTls := .root.Values.tls.enabled -}}
+{{- $isByGrpc := not (or .root.Values.tls.enabled $c.isHttp) -}}
 {{- range $probe := list "startup" "readiness" "liveness" }}
 {{ $probe }}Probe:
-  {{- if not $isTls }}
+  {{- if $isByGrpc }}
   grpc: { port: {{ $c.service.port }}, service: {{ $c.program.health }} }
   {{- else if eq $probe "liveness" }}
   httpGet: { port: metrics, path: /live }
@@ -170,7 +170,7 @@ volumes:
 {{- if $c.engine.caSecret.name }}
 - { name: engine-ca, mountPath: /etc/arbitrage/engine-ca, readOnly: true }
 {{- end }}
-{{- else }}
+{{- else if not $c.isHttp }}
 {{- if $values.auth.keysSecret }}
 - { name: keys, mountPath: /etc/arbitrage/keys, readOnly: true }
 {{- end }}
@@ -211,7 +211,7 @@ volumes:
 - { name: engine-tmp, emptyDir: {} }
 - { name: shared-memory, emptyDir: { medium: Memory, sizeLimit: {{ $c.engine.sharedMemory }} } }
 {{- end }}
-{{- else }}
+{{- else if not $c.isHttp }}
 {{- with $values.auth.keysSecret }}
 - { name: keys, secret: { secretName: {{ . }} } }
 {{- end }}
