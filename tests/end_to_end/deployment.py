@@ -26,8 +26,13 @@ class Up:
 
     process: subprocess.Popen[str]
     services: dict[str, psutil.Process]
-    address: str
+    addresses: dict[str, str]
     run_folder: Path
+
+    @property
+    def address(self) -> str:
+        """Where the orchestrator listens."""
+        return self.addresses["orchestrator"]
 
     def wait_for_log(self, service: str, text: str, timeout_s: float = 10.0) -> None:
         """Returns once a service has written `text` to its log."""
@@ -43,7 +48,7 @@ class Up:
 
 
 @contextmanager
-def running_up(run_folder: Path, *options: str, count: int = 5) -> Iterator[Up]:
+def running_up(run_folder: Path, *options: str, count: int = 6) -> Iterator[Up]:
     """Starts `count` services on free ports and, whatever a test does, leaves nothing behind."""
     process = subprocess.Popen(
         [*COMMAND, "up", "--ports", "any", "--run-folder", str(run_folder), *options],
@@ -54,20 +59,19 @@ def running_up(run_folder: Path, *options: str, count: int = 5) -> Iterator[Up]:
     services: dict[str, psutil.Process] = {}
     try:
         assert process.stdout is not None
-        address = ""
+        addresses: dict[str, str] = {}
         for line in process.stdout:
             row = re.match(r"(\w+) +(\S+:\d+) +http://\S+/metrics +(\d+)$", line.rstrip())
             if row:
                 services[row[1]] = psutil.Process(int(row[3]))
-            if row and row[1] == "orchestrator":
-                address = row[2]
+                addresses[row[1]] = row[2]
             if line.startswith("Ready."):
                 break
         else:
             assert process.stderr is not None
             raise AssertionError(f"up did not start: {process.stderr.read()}")
         assert len(services) == count
-        yield Up(process, services, address, run_folder)
+        yield Up(process, services, addresses, run_folder)
     finally:
         process.kill()
         process.communicate()

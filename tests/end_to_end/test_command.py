@@ -1,4 +1,4 @@
-"""The whole thing: five real services, the shipped models, and the command a person types."""
+"""The whole thing: six real services, the shipped models, and the command a person types."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from openai import OpenAI
 
 from arbitrage.client import ArbitrageClient, Random
 from arbitrage.core.events import DraftProposed, Finished, StepCommitted
@@ -64,6 +66,13 @@ def test_up_answers_ask_and_on_sigterm_lets_the_running_request_end(
 ) -> None:
     with running_up(tmp_path) as up, ArbitrageClient(up.address) as client:
         assert_ledger_adds_up(run("ask", PROBLEM, "--json", "--address", up.address))
+        with OpenAI(base_url=f"http://{up.addresses['gateway']}/v1", api_key="none") as openai:
+            messages: Any = [{"role": "user", "content": PROBLEM}]
+            chunks = openai.chat.completions.create(
+                model="arbitrage", messages=messages, stream=True
+            )
+            parts = [chunk.choices[0].delta.content or "" for chunk in chunks]
+        assert "".join(parts) == client.solve(PROBLEM).text
 
         # Every draft is thrown away, and whoever is to write instead stands still: the request
         # cannot end before the orchestrator has been told to stop.
@@ -90,7 +99,7 @@ def test_up_serves_a_pack_without_prm_and_router(tmp_path: Path) -> None:
     manifest = json.loads((pack / "pack.json").read_text())
     manifest["models"] = {role: manifest["models"][role] for role in ("draft", "target")}
     (pack / "pack.json").write_text(json.dumps({**manifest, "name": "pair"}))
-    with running_up(tmp_path / "run", "--pack", str(pack), count=3) as up:
+    with running_up(tmp_path / "run", "--pack", str(pack), count=4) as up:
         asked = run("ask", PROBLEM, "--json", "--policy", "draft_only", "--address", up.address)
         assert_ledger_adds_up(asked)
 
