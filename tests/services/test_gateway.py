@@ -280,6 +280,35 @@ async def test_nobody_there_is_503_and_what_else_there_is_has_its_status() -> No
         await until(lambda: gateway.count("other", 404) == 1)
 
 
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [("END_OF_SEQUENCE", "stop"), ("TOTAL_LENGTH", "length"), ("DEADLINE", "length")],
+)
+async def test_an_answer_that_a_limit_ended_says_so(reason: str, expected: str) -> None:
+    stop_reason = trajectory_pb2.StopReason.Value(f"STOP_REASON_{reason}")
+    end = api.GenerateSolutionResponse(finished=api.Finished(stop_reason=stop_reason))
+    with serving(ScriptedOrchestrator((draft_step(0, "One."), end))) as orchestrator:
+        async with running_gateway(orchestrator.address) as gateway, gateway.openai() as client:
+            answer = await completed(client)
+            chunks = await streamed(client)
+    assert answer.choices[0].finish_reason == expected
+    assert chunks[-1].choices[0].finish_reason == expected
+
+
+async def test_a_client_that_reads_nothing_loses_its_place() -> None:
+    script = [draft_step(index, "x" * (1 << 20)) for index in range(64)]
+    with serving(ScriptedOrchestrator(script)) as orchestrator:
+        async with running_gateway(orchestrator.address, write_timeout_s=0.2) as gateway:
+            body = json.dumps({**ASKED, "stream": True}).encode()
+            reader, writer = await asyncio.open_connection(*gateway.url[7:].split(":"), limit=1)
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}"
+            writer.write(f"{head}\r\n\r\n".encode() + body)
+            await until(lambda: gateway.count("chat_completions", 504))
+            await until(orchestrator.cancelled.is_set)
+            writer.close()
+            assert not reader.at_eof()
+
+
 async def test_a_body_that_is_too_large_is_refused(orchestrator: ScriptedOrchestrator) -> None:
     large = {**ASKED, "messages": [{"role": "user", "content": "x" * (1 << 20)}]}
     async with running_gateway(orchestrator.address, max_message_mib=1) as gateway:
