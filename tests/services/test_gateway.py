@@ -82,7 +82,7 @@ async def test_a_stream_says_what_the_whole_answer_says(
         chunks = await streamed(client, stream_options={"include_usage": True})
     *steps, end, usage = chunks
     assert "".join(chunk.choices[0].delta.content or "" for chunk in steps) == TEXT
-    assert steps[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].delta.role for chunk in (*steps, end)] == ["assistant", None, None]
     assert [chunk.choices[0].finish_reason for chunk in (*steps, end)] == [None, None, "stop"]
     assert usage.choices == []
     assert usage.usage is not None
@@ -329,6 +329,19 @@ async def test_a_callers_key_is_the_orchestrators_to_judge(
     assert keys == ["Bearer k1"]
     assert (refused.status_code, odd.status_code) == (401, 401)
     assert "a b" not in odd.text
+
+
+async def test_a_key_that_may_not_travel_is_left_out(orchestrator: ScriptedOrchestrator) -> None:
+    # This machine by a name that may be any machine's.
+    elsewhere = orchestrator.address.replace("127.0.0.1", "0.0.0.0")
+    for is_allowed, expected in ((False, []), (True, ["Bearer k1"])):
+        async with (
+            running_gateway(elsewhere, allow_plaintext_keys=is_allowed) as gateway,
+            gateway.openai("k1") as client,
+        ):
+            assert (await completed(client)).choices
+        keys = [value for key, value in orchestrator.metadata if key == "authorization"]
+        assert keys == expected
 
 
 @pytest.mark.parametrize(
