@@ -135,6 +135,30 @@ def test_no_name_is_given_twice(case: str) -> None:
             assert [one for one, count in given.items() if count > 1] == [], name
 
 
+# What Kubernetes and KServe leave of 63 characters for what they put behind a name.
+_ROOM = {"CronJob": 52, "InferenceService": 53, "StatefulSet": 52}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_names_of_a_long_release_fit_and_are_its_own(case: str) -> None:
+    values, *files = CASES[case]
+    # As long as Helm lets them be, and different at the very end.
+    names = [
+        {
+            (one["kind"], one["metadata"]["name"])
+            for one in rendered(values, *files, release=release)
+        }
+        for release in (
+            f"{'arbitrage-in-production-' * 2}eu-1",
+            f"{'arbitrage-in-production-' * 2}eu-2",
+        )
+    ]
+    for kind, name in names[0]:
+        assert len(name) <= _ROOM.get(kind, 63), (kind, name)
+    shared = {name for kind, name in names[0] & names[1] if kind != "ConfigMap"}
+    assert not shared
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_whatever_is_mounted_is_a_volume_and_what_is_a_volume_is_mounted(case: str) -> None:
     for name, pod in pods(rendered(*CASES[case])):

@@ -1,13 +1,21 @@
 {{/* What things are called. */}}
 
+{{/*
+The beginning of every object's name. A CronJob's may have 52 characters, of which what comes behind
+takes 24. One that is cut has a digest in it, so that no two releases have the same.
+*/}}
 {{- define "arbitrage.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- $full := printf "%s-%s" .Release.Name $name -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- $full = .Values.fullnameOverride -}}
 {{- else if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- $full = .Release.Name -}}
+{{- end -}}
+{{- if gt (len $full) 28 -}}
+{{- printf "%s-%s" ($full | trunc 21 | trimSuffix "-") (sha256sum $full | trunc 6) -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- $full -}}
 {{- end -}}
 {{- end -}}
 
