@@ -275,6 +275,11 @@ def test_an_image_is_named_by_its_digest_where_there_is_one() -> None:
     assert image == f"mirror.example/x/generator@{digest}"
 
 
+def test_a_registry_may_be_left_to_the_nodes() -> None:
+    objects = rendered({"image": {"registry": ""}})
+    assert container_of(objects, "draft", "draft")["image"] == "generator:0.1.0"
+
+
 def test_clients_from_outside_reach_what_is_public_and_no_reflection() -> None:
     [route] = of_kind(rendered(*CASES["paper-vllm"]), "GRPCRoute").values()
     [rule] = route["spec"]["rules"]

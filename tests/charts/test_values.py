@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.charts.rendering import CHART, COMPONENTS, helm
+from tests.charts.rendering import CHART, COMPONENTS, helm, refusal
 
 pytestmark = pytest.mark.deploy
 
@@ -23,6 +23,8 @@ OPEN = {"#/definitions/kubernetesObject", "#/definitions/named"}
 
 def resolved(schema: dict[str, Any]) -> dict[str, Any]:
     """Returns the schema that a reference stands for."""
+    # The others of an allOf say only what must be there.
+    schema = schema.get("allOf", [schema])[0]
     reference = schema.get("$ref")
     if reference is None:
         return schema
@@ -96,6 +98,29 @@ def test_every_key_of_the_schema_has_a_default() -> None:
     assert shown == []
 
 
+def needed(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yields the path of every value that is a block, or stands at the top."""
+    for name, value in values.items():
+        here = (*path, name)
+        # A component's block may lack what `defaults` has; these two are the API server's to read.
+        if path[:1] not in [(one,) for one in COMPONENTS] and name not in ("resources", "behavior"):
+            if not path or (isinstance(value, dict) and value):
+                yield here
+            if isinstance(value, dict):
+                yield from needed(value, here)
+
+
+def test_nothing_that_the_templates_need_can_be_taken_away() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    paths = list(needed(values))
+    assert len(paths) > 60
+    for path in paths:
+        taken: Any = None
+        for name in reversed(path):
+            taken = {name: taken}
+        assert f"missing property '{path[-1]}'" in refusal(taken), path
+
+
 def test_every_value_has_a_line_that_says_what_it_is() -> None:
     lines = (CHART / "values.yaml").read_text().splitlines()
     keys = [index for index, line in enumerate(lines) if re.match(r"^ *[\w.-]+:", line)]
@@ -118,8 +143,10 @@ def _is_within_a_list(lines: list[str], index: int) -> bool:
 
 
 def test_all_components_have_one_shape() -> None:
-    for name in ("defaults", *COMPONENTS):
-        assert SCHEMA["properties"][name] == {"$ref": "#/definitions/component"}
+    shape = {"$ref": "#/definitions/component"}
+    for name in COMPONENTS:
+        assert SCHEMA["properties"][name] == shape
+    assert SCHEMA["properties"]["defaults"]["allOf"][0] == shape
 
 
 def test_the_packaged_chart_holds_its_schema_and_dashboards(tmp_path: Path) -> None:

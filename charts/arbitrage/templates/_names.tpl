@@ -48,7 +48,8 @@ labels:
 {{/* An image. Takes root, image, and default: the name it has otherwise. */}}
 {{- define "arbitrage.image" -}}
 {{- $common := .root.Values.image -}}
-{{- $name := printf "%s/%s" (default $common.registry .image.registry) (default .default .image.repository) -}}
+{{- $registry := default $common.registry .image.registry -}}
+{{- $name := printf "%s%s" (ternary (printf "%s/" $registry) "" (ne $registry "")) (default .default .image.repository) -}}
 {{- if .image.digest -}}
 {{- printf "%s@%s" $name .image.digest -}}
 {{- else -}}
