@@ -271,6 +271,43 @@ persistentVolumeClaim:
     - { name: models, mountPath: {{ $c.modelCache.mountPath }} }
 {{- end -}}
 
+{{/* The pod of the job that fetches a pack into a claim. Takes root and c. */}}
+{{- define "arbitrage.pullPod" -}}
+{{- $root := .root -}}
+{{- $c := .c -}}
+{{- $who := dict "root" $root "name" (printf "%s-models" $c.name) -}}
+metadata:
+  labels:
+    {{- include "arbitrage.labels" $who | nindent 4 }}
+spec:
+  {{- include "arbitrage.podCommon" (dict "root" $root "security" $c.security) | nindent 2 }}
+  serviceAccountName: {{ include "arbitrage.fullname" $root }}-{{ $c.name }}
+  restartPolicy: OnFailure
+  {{- include "arbitrage.scheduling" (dict "scheduling" $c.scheduling "selector" (include "arbitrage.selector" $who)) | nindent 2 }}
+  containers:
+    - name: pull
+      image: {{ include "arbitrage.image" (dict "root" $root "image" $c.image "default" $c.program.image) }}
+      imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+      command: [arbitrage, models, pull, {{ $c.modelCache.pull }}]
+      {{- with $c.modelCache.mirror }}
+      args: [--from, {{ . | quote }}]
+      {{- end }}
+      env:
+        - { name: HOME, value: /tmp }
+        {{- include "arbitrage.cacheEnvironment" $c | nindent 8 }}
+      resources:
+        {{- toYaml $c.resources | nindent 8 }}
+      securityContext:
+        {{- include "arbitrage.containerSecurity" $root | nindent 8 }}
+      volumeMounts:
+        - { name: tmp, mountPath: /tmp }
+        - { name: models, mountPath: {{ $c.modelCache.mountPath }} }
+  volumes:
+    - { name: tmp, emptyDir: {} }
+    - name: models
+      {{- include "arbitrage.cacheVolume" . | nindent 6 }}
+{{- end -}}
+
 {{/* The server beside a generator: it starts before, and ends after it. */}}
 {{- define "arbitrage.engineContainer" -}}
 {{- $c := .c -}}
