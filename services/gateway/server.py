@@ -47,6 +47,8 @@ _MIB: Final = 1 << 20
 _LOOK_INTERVAL_S: Final = 10.0
 # What calls past the grace get for ending.
 _FLUSH_GRACE_S: Final = 1
+# What stands between clients and servers cuts a stream that is silent for a minute or less.
+_LONGEST_SILENCE_S: Final = 15.0
 _OTHER: Final = "other"
 # By path: HTTP method, and the servicer's method. Every route there is, so that labels are bounded.
 ROUTES: Final[Mapping[str, tuple[str, str]]] = {
@@ -237,7 +239,9 @@ class _Reply:
         self._receive = receive
         self._send_now = send
         self._write_timeout_s = write_timeout_s
+        self._writing = asyncio.Lock()
         self._is_streaming = False
+        self._has_spoken = False
         self.is_sent = False
 
     async def whole(
@@ -251,13 +255,11 @@ class _Reply:
     async def stream(self, chunks: AsyncGenerator[Mapping[str, Any]]) -> None:
         """Sends chunks as server-sent events.
 
-        The status waits for the first, so that what is refused has a status of its own.
+        The status waits for the first, but not long, so that what is refused has one of its own.
         """
-        async with aclosing(chunks):
+        async with in_background(self._keep_alive()), aclosing(chunks):
             async for chunk in chunks:
-                await self._begin()
                 await self._event(json.dumps(chunk, ensure_ascii=False))
-        await self._begin()
         await self._event("[DONE]")
         self.is_sent = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -272,9 +274,26 @@ class _Reply:
         await self._event(json.dumps(body_of(error), ensure_ascii=False))
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _keep_alive(self) -> None:
+        """Sends a comment, which clients skip, whenever there was nothing to send for a while."""
+        while True:
+            self._has_spoken = False
+            await asyncio.sleep(_LONGEST_SILENCE_S)
+            if not self._has_spoken:
+                await self._write(b": at work\n\n")
+
+    async def _event(self, data: str) -> None:
+        # What protobuf carries is UTF-8 already.
+        await self._write(f"data: {data}\n\n".encode())
+
+    async def _write(self, body: bytes) -> None:
+        self._has_spoken = True
+        async with self._writing:
+            if not self._is_streaming:
+                await self._begin()
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
     async def _begin(self) -> None:
-        if self._is_streaming:
-            return
         self._is_streaming = True
         headers = (
             (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -283,11 +302,6 @@ class _Reply:
             (b"x-accel-buffering", b"no"),
         )
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-
-    async def _event(self, data: str) -> None:
-        # What protobuf carries is UTF-8 already.
-        body = f"data: {data}\n\n".encode()
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def _send(self, message: Message) -> None:
         patience = asyncio.timeout(self._write_timeout_s)

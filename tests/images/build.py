@@ -1,4 +1,4 @@
-"""Builds every image for CPU: `python -m tests.images.build`.
+"""Builds the images for CPU, all of them or those named: `python -m tests.images.build [NAME …]`.
 
 On a base that is made here, Debian's own Python by debootstrap, since none can be fetched
 everywhere. The Dockerfile names an official image; what is built on this one shows the same but for
@@ -31,12 +31,17 @@ def name_of(target: str) -> str:
 
 def main() -> None:
     """Builds them one after the other."""
+    named = sys.argv[1:] or IMAGES
+    if unknown := set(named) - set(IMAGES):
+        raise SystemExit(
+            f"{', '.join(sorted(unknown))}: no such image; known are {', '.join(IMAGES)}"
+        )
     missing = [name for name in ("buildah", "debootstrap") if shutil.which(name) is None]
     if missing:
         raise SystemExit(f"{' and '.join(missing)} is missing: apt-get install buildah debootstrap")
     HOME.mkdir(exist_ok=True)
     _make_base()
-    for target in IMAGES:
+    for target in named:
         started_s = time.monotonic()
         options = (f"--build-arg=BASE_IMAGE={BASE}", *_of_this_machine())
         context = ("--file", str(PATH), "--target", target, str(ROOT))

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import grpc
+import httpx2
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -24,14 +25,16 @@ from tools.lock import LOCKS
 
 pytestmark = [pytest.mark.images, pytest.mark.timeout(1800)]
 
-SERVICES = {
+RPC_SERVICES = {
     "orchestrator": "OrchestratorService",
     "draft": "GeneratorService",
     "target-1": "GeneratorService",
     "prm": "PrmService",
     "router": "RouterService",
 }
+SERVICES = (*RPC_SERVICES, "gateway")
 LOCK_OF = {"prm": "judge", "router": "judge"}
+WITHOUT_TORCH = ("orchestrator", "gateway")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,6 +60,8 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
                     at = found["target-1" if role == "target" else role]
                     environ[f"ARBITRAGE_{role.upper()}_ADDRESS"] = f"127.0.0.1:{at}"
                 environ["ARBITRAGE_STORE_URL"] = redis.url
+            if name == "gateway":
+                environ["ARBITRAGE_ORCHESTRATOR_ADDRESS"] = f"127.0.0.1:{found['orchestrator']}"
             image = opened(services[name]["build"]["target"])
             stack.enter_context(image.started(folder / f"{name}.log", environ))
         yield found
@@ -93,7 +98,7 @@ def test_it_says_what_it_is_and_who_it_runs_as(image: Image, capsys: Any) -> Non
 
 
 def test_its_bill_of_materials_is_its_lock_and_the_project(image: Image) -> None:
-    has_torch = {} if image.name == "orchestrator" else {"torch": "2.13.0+cpu"}
+    has_torch = {} if image.name in WITHOUT_TORCH else {"torch": "2.13.0+cpu"}
     assert packages(image) == {**locked(image), "arbitrage": "0.1.0", **has_torch}
 
 
@@ -111,14 +116,15 @@ def test_it_has_no_installer_and_no_compiler(image: Image) -> None:
         assert image.run("which", program).returncode != 0
 
 
-def test_the_orchestrators_has_no_torch() -> None:
-    tried = opened("orchestrator").run("python", "-c", "import torch")
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_what_runs_no_model_has_no_torch(name: str) -> None:
+    tried = opened(name).run("python", "-c", "import torch")
     assert "No module named 'torch'" in tried.stderr
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", RPC_SERVICES)
 def test_it_answers_its_health_check(ports: dict[str, int], name: str) -> None:
-    service = f"arbitrage.v1.{SERVICES[name]}"
+    service = f"arbitrage.v1.{RPC_SERVICES[name]}"
     deadline_s = time.monotonic() + 180
     with grpc.insecure_channel(f"127.0.0.1:{ports[name]}") as channel:
         health = health_pb2_grpc.HealthStub(channel)
@@ -148,6 +154,17 @@ def test_a_solution_comes_out_of_the_images_by_the_command_in_one(ports: dict[st
     )
     assert by_target.returncode == 0, by_target.stderr
     assert " target " in by_target.stdout
+
+
+def test_the_gateway_answers_over_http(ports: dict[str, int]) -> None:
+    asked = {"model": "target_only", "messages": [{"role": "user", "content": "Compute 2 + 3."}]}
+    url = f"http://127.0.0.1:{ports['gateway']}"
+    transport = httpx2.HTTPTransport(retries=5)
+    with httpx2.Client(base_url=url, transport=transport, timeout=180) as client:
+        assert client.get("/health").json() == {"serving": True}
+        answer = client.post("/v1/chat/completions", json=asked)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["finish_reason"] == "stop"
 
 
 def test_the_command_of_packs_runs_in_the_images_of_models() -> None:

@@ -113,6 +113,23 @@ async def test_a_client_that_leaves_ends_the_work_for_it() -> None:
             await until(lambda: gateway.count("chat_completions", 499))
 
 
+async def test_a_stream_with_nothing_to_say_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_LONGEST_SILENCE_S", 0.05)
+    script = (draft_step(0, "One."), Silence())
+    with serving(ScriptedOrchestrator(script)) as orchestrator:
+        async with (
+            running_gateway(orchestrator.address) as gateway,
+            httpx2.AsyncClient(base_url=gateway.url) as client,
+            client.stream("POST", "/v1/chat/completions", json={**ASKED, "stream": True}) as answer,
+        ):
+            lines = []
+            async for line in answer.aiter_lines():
+                lines.append(line)
+                if lines.count(": at work") == 2:
+                    break
+    assert "One." in "".join(lines)
+
+
 async def test_every_field_arrives(orchestrator: ScriptedOrchestrator) -> None:
     own = {
         "target_share": 0.3,
