@@ -291,9 +291,12 @@ def test_clients_from_outside_reach_what_is_public_and_no_reflection() -> None:
         "arbitrage.v1.OrchestratorService",
         "grpc.health.v1.Health",
     ]
-    [ingress] = of_kind(rendered(*CASES["external"]), "Ingress").values()
-    annotations = ingress["metadata"]["annotations"]
-    assert annotations["nginx.ingress.kubernetes.io/backend-protocol"] == "GRPC"
+    ingresses = of_kind(rendered(*CASES["external"]), "Ingress")
+    protocols = [
+        one["metadata"]["annotations"]["nginx.ingress.kubernetes.io/backend-protocol"]
+        for one in ingresses.values()
+    ]
+    assert protocols == ["GRPC", "HTTP"]
 
 
 def test_the_openai_api_has_a_name_of_its_own_outside() -> None:
