@@ -14,12 +14,14 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
+from prometheus_client import generate_latest
 
 from arbitrage.client import AsyncArbitrageClient, Random, TargetOnly
 from tests.charts.cases import CASES
 from tests.charts.prometheus import Prometheus, Unanswered
 from tests.charts.rendering import of_kind, rendered
 from tests.load.processes import Deployment, Service, deployed
+from tests.services.running_gateway import running_gateway
 
 pytestmark = [pytest.mark.deploy, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -144,6 +146,8 @@ async def test_what_scalers_dashboards_and_alerts_ask_for_is_in_the_metrics_of_s
     async with deployed(tmp_path, targets=1, orchestrators=1) as deployment:
         await _solved(deployment.addresses[0])
         pages = [await asyncio.to_thread(_metrics, one) for one in deployment.services.values()]
+    async with running_gateway("127.0.0.1:1") as gateway:
+        pages.append(generate_latest(gateway.telemetry.registry).decode())
     told = set(re.findall(r"^(\w+)", "\n".join(pages), re.MULTILINE))
     assert len(wanted) > 15
     assert wanted - told == set()
