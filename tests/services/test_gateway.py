@@ -302,8 +302,7 @@ async def test_nobody_there_is_503_and_what_else_there_is_has_its_status() -> No
     [("END_OF_SEQUENCE", "stop"), ("TOTAL_LENGTH", "length"), ("DEADLINE", "length")],
 )
 async def test_an_answer_that_a_limit_ended_says_so(reason: str, expected: str) -> None:
-    stop_reason = trajectory_pb2.StopReason.Value(f"STOP_REASON_{reason}")
-    end = api.GenerateSolutionResponse(finished=api.Finished(stop_reason=stop_reason))
+    end = api.GenerateSolutionResponse(finished=api.Finished(stop_reason=f"STOP_REASON_{reason}"))
     with serving(ScriptedOrchestrator((draft_step(0, "One."), end))) as orchestrator:
         async with running_gateway(orchestrator.address) as gateway, gateway.openai() as client:
             answer = await completed(client)
