@@ -231,6 +231,26 @@ def test_retraining_takes_its_configuration_and_every_stage_its_arguments(
     assert stages == ["collect", "collect", "label", "train", "evaluate", "promote"]
 
 
+def test_feedback_is_read_with_the_ca_that_the_url_names() -> None:
+    redis = {"mode": "external", "external": {"urlSecret": {"name": "url"}, "caSecret": "redis-ca"}}
+    training = {**TRAINING, "train": {"fromFeedback": True}}
+    objects = rendered({"redis": redis, "routerTraining": training})
+    job = of_kind(objects, "CronJob")["try-arbitrage-router-training-train"]["spec"]["jobTemplate"]
+    pod = job["spec"]["template"]["spec"]
+    mounts = {m["name"]: m["mountPath"] for m in pod["initContainers"][0]["volumeMounts"]}
+    told = pod_of(objects, "orchestrator")["spec"]["containers"][0]["volumeMounts"]
+    assert mounts["redis-ca"] in [m["mountPath"] for m in told if m["name"] == "redis-ca"]
+    # Nothing is mounted below a volume that is read only.
+    assert mounts["configuration"] not in mounts["redis-ca"]
+
+
+def test_a_newer_chart_that_says_the_same_restarts_nothing() -> None:
+    for name, pod in pods(rendered(*CASES["trained"])):
+        assert not {"helm.sh/chart", "app.kubernetes.io/version"} & pod["metadata"][
+            "labels"
+        ].keys() or (name.startswith("Pod/")), name
+
+
 def test_each_pod_of_collect_walks_its_own_part() -> None:
     jobs = of_kind(rendered(*CASES["trained"]), "CronJob")
     spec = jobs["try-arbitrage-router-training-collect"]["spec"]["jobTemplate"]["spec"]

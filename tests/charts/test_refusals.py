@@ -121,6 +121,22 @@ BY_TEMPLATE = [
         "target.extraEnv: ARBITRAGE_MAX_BATCH belongs in target.settings, as MAX_BATCH",
     ),
     (of("orchestrator", gpu={"count": 1}), "orchestrator: runs no model, so engine, modelCache"),
+    (
+        of("draft", modelCache={"mode": "pvc"}),
+        "draft.strategy.maxSurge: is 1, but modelCache.accessMode is ReadWriteOnce, and a new pod",
+    ),
+    (
+        of("draft", modelCache={"mode": "pvc", "pull": "qwen-smollm"}),
+        "draft.modelCache.pull: is qwen-smollm, but a claim that is ReadWriteOnce is one node's",
+    ),
+    (
+        of("target", engine={"mode": "external", "url": "http://x:8000"}, gpu={"count": 1}),
+        "target.gpu.count: is 1, but engine.mode is external, so nothing here would use them",
+    ),
+    (
+        of("target", gpu={"count": 4}),
+        "target.gpu.count: is 4, but in the process a model is on one GPU; set it to 1",
+    ),
     (of("gateway", modelCache={"mode": "pvc"}), "gateway: runs no model, so engine, modelCache"),
     (of("gateway", address="a:1"), 'gateway.address: is "a:1", but nothing here would call it'),
     (

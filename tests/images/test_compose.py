@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 from functools import cache
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from services.cli.arguments import command_line
 from services.gateway.settings import GatewaySettings
 from services.generator.settings import GeneratorSettings
 from services.orchestrator.settings import OrchestratorSettings
@@ -104,6 +106,13 @@ def test_each_waits_until_those_before_it_are_healthy() -> None:
     assert services["gateway"]["depends_on"].keys() == {"orchestrator"}
 
 
+@pytest.mark.parametrize("file", ["docker-compose.yml", "docs/images.md"])
+def test_the_command_that_is_named_asks_the_orchestrator_and_starts_nothing(file: str) -> None:
+    named = re.findall(r"exec orchestrator arbitrage (ask [^`\n]*)", (ROOT / file).read_text())
+    [asked] = [command_line().parse_args(shlex.split(command)) for command in named]
+    assert asked.address == f"localhost:{OrchestratorSettings.model_fields['port'].default}"
+
+
 def test_redis_is_the_one_that_the_chart_has() -> None:
     values = yaml.safe_load((ROOT / "charts/arbitrage/values.yaml").read_text())
     assert composed()["redis"]["image"] == values["redis"]["bundled"]["image"]
@@ -111,11 +120,13 @@ def test_redis_is_the_one_that_the_chart_has() -> None:
 
 def test_gpus_are_for_models_and_for_torch_with_cuda() -> None:
     files = ("docker-compose.yml", "docker-compose.gpu.yml")
-    services = composed(*files, TORCH="cuda", DEVICE="cuda:0")
+    services = composed(*files, TORCH="cuda", DEVICE="cuda:0", TARGET_GPU="1")
     for name in OURS:
         has_gpu = "deploy" in services[name]
         assert has_gpu == (name not in ("orchestrator", "gateway"))
         if has_gpu:
+            [device] = services[name]["deploy"]["resources"]["reservations"]["devices"]
+            assert device["device_ids"] == ["1" if name.startswith("target") else "0"]
             assert services[name]["build"]["args"]["TORCH"] == "cuda"
             assert services[name]["environment"]["ARBITRAGE_DEVICE"] == "cuda:0"
 
@@ -123,7 +134,8 @@ def test_gpus_are_for_models_and_for_torch_with_cuda() -> None:
 def test_what_the_example_of_an_env_file_names_is_read_and_is_the_default() -> None:
     text = (ROOT / ".env.example").read_text()
     named = dict(re.findall(r"^# ([A-Z_]+)=(.*)$", text, re.MULTILINE))
-    read = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", (ROOT / "docker-compose.yml").read_text()))
+    files = [(ROOT / name).read_text() for name in ("docker-compose.yml", "docker-compose.gpu.yml")]
+    read = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", "".join(files)))
     # What an example is about is another value than the default.
     about = {"COMPOSE_FILE", "TORCH", "DEVICE"}
     assert named.keys() - {"COMPOSE_FILE"} == read.keys()

@@ -98,6 +98,19 @@ fix. All of them are told at once.
 {{- if and $c.isDeployed .isPlural (has $cache.mode (list "pvc" "existingClaim")) (has $cache.accessMode (list "ReadWriteOnce" "ReadWriteOncePod")) }}
 - {{ printf "%s.modelCache.accessMode: is %s, and there may be several replicas, of which only those on one node could mount it; take ReadWriteMany, or mode emptyDir" $name $cache.accessMode | quote }}
 {{- end }}
+{{- $isOneNodes := and (has $cache.mode (list "pvc" "existingClaim")) (has $cache.accessMode (list "ReadWriteOnce" "ReadWriteOncePod")) }}
+{{- if and $c.isDeployed $isOneNodes (ne (toString $c.strategy.maxSurge) "0") (eq $c.kind "Deployment") }}
+- {{ printf "%s.strategy.maxSurge: is %s, but modelCache.accessMode is %s, and a new pod would wait for the claim that the old one holds; set strategy to {maxSurge: 0, maxUnavailable: 1}, or take ReadWriteMany" $name (toString $c.strategy.maxSurge) $cache.accessMode | quote }}
+{{- end }}
+{{- if and $cache.pull $isOneNodes }}
+- {{ printf "%s.modelCache.pull: is %s, but a claim that is %s is one node's, and the job and the pods may be on two; take ReadWriteMany, or mode emptyDir" $name $cache.pull $cache.accessMode | quote }}
+{{- end }}
+{{- if and (eq $engine.mode "external") (gt (int $c.gpu.count) 0) }}
+- {{ printf "%s.gpu.count: is %d, but engine.mode is external, so nothing here would use them; set it to 0" $name (int $c.gpu.count) | quote }}
+{{- end }}
+{{- if and (eq $engine.mode "inProcess") (gt (int $c.gpu.count) 1) }}
+- {{ printf "%s.gpu.count: is %d, but in the process a model is on one GPU; set it to 1, or run the model with engine.mode sidecar" $name (int $c.gpu.count) | quote }}
+{{- end }}
 {{- if and (eq $cache.mode "existingClaim") (not $cache.existingClaim) }}
 - {{ printf "%s.modelCache.existingClaim: is empty, but mode is existingClaim; name the claim" $name | quote }}
 {{- end }}

@@ -37,6 +37,17 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{- end }}
 {{- end -}}
 
+{{/*
+Labels of a pod. Without versions: a chart that is newer and says the same must not restart models.
+Takes root and name.
+*/}}
+{{- define "arbitrage.podLabels" -}}
+{{ include "arbitrage.selector" . }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{/* metadata of a component's object. Takes root, name, and suffix where it has several of a kind. */}}
 {{- define "arbitrage.metadata" -}}
 name: {{ include "arbitrage.fullname" .root }}-{{ .name }}{{ .suffix }}

@@ -117,7 +117,7 @@ containers:
     lifecycle:
       preStop: { sleep: { seconds: {{ $c.drain.preStopSeconds }} } }
     resources:
-      {{- if $isSidecar }}
+      {{- if and $c.isModel (ne $c.engine.mode "inProcess") }}
       {{- toYaml $c.resources | nindent 6 }}
       {{- else }}
       {{- include "arbitrage.resources" (dict "resources" $c.resources "gpu" $c.gpu) | nindent 6 }}
@@ -278,7 +278,7 @@ persistentVolumeClaim:
 {{- $who := dict "root" $root "name" (printf "%s-models" $c.name) -}}
 metadata:
   labels:
-    {{- include "arbitrage.labels" $who | nindent 4 }}
+    {{- include "arbitrage.podLabels" $who | nindent 4 }}
 spec:
   {{- include "arbitrage.podCommon" (dict "root" $root "security" $c.security) | nindent 2 }}
   serviceAccountName: {{ include "arbitrage.fullname" $root }}-{{ $c.name }}
@@ -332,6 +332,8 @@ spec:
   {{- range $engine.args }}, {{ . | quote }}{{ end }}]
   env:
     - { name: HOME, value: /tmp }
+    # The user has no entry in the image's /etc/passwd, which torch would look up.
+    - { name: USER, value: arbitrage }
     - { name: XDG_CACHE_HOME, value: /tmp }
     {{- include "arbitrage.engineCacheEnvironment" $c | nindent 4 }}
     {{- with $engine.env }}

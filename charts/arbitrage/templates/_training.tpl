@@ -1,6 +1,8 @@
-{{/* The pods of retraining. */}}
+{{/* The pods of retraining. Takes root, and redisCa: the Secret with the CA of a Redis that is read. */}}
 
 {{- define "arbitrage.trainingPod" -}}
+{{- $redisCa := .redisCa -}}
+{{- with .root }}
 {{- $training := .Values.routerTraining -}}
 {{ include "arbitrage.podCommon" (dict "root" . "security" $training.security) }}
 serviceAccountName: {{ include "arbitrage.fullname" . }}-router-training
@@ -13,9 +15,13 @@ volumes:
   {{- if .Values.tls.enabled }}
   - { name: tls, secret: { secretName: {{ include "arbitrage.tlsSecret" (dict "root" . "name" "router-training") }} } }
   {{- end }}
+  {{- with $redisCa }}
+  - { name: redis-ca, secret: { secretName: {{ . }} } }
+  {{- end }}
+{{- end }}
 {{- end -}}
 
-{{/* One stage. Takes root, arguments, resources and environment. */}}
+{{/* One stage. Takes root, arguments, resources, environment and redisCa. */}}
 {{- define "arbitrage.trainingContainer" -}}
 {{- $training := .root.Values.routerTraining -}}
 image: {{ include "arbitrage.image" (dict "root" .root "image" $training.image "default" "training") }}
@@ -25,7 +31,7 @@ args:
   {{- range .arguments }}
   - {{ . | quote }}
   {{- end }}
-  - --config=/etc/arbitrage/router.toml
+  - --config=/etc/router-training/router.toml
 env:
   - { name: HOME, value: /tmp }
   - { name: HF_HOME, value: /store/hub }
@@ -41,9 +47,13 @@ securityContext:
   {{- include "arbitrage.containerSecurity" . | nindent 2 }}
 volumeMounts:
   - { name: tmp, mountPath: /tmp }
-  - { name: configuration, mountPath: /etc/arbitrage, readOnly: true }
+  - { name: configuration, mountPath: /etc/router-training, readOnly: true }
   - { name: store, mountPath: /store }
   {{- if .root.Values.tls.enabled }}
   - { name: tls, mountPath: /etc/arbitrage-tls, readOnly: true }
+  {{- end }}
+  {{- if .redisCa }}
+  # Where the URL says it is, as in the orchestrator.
+  - { name: redis-ca, mountPath: /etc/arbitrage/redis, readOnly: true }
   {{- end }}
 {{- end -}}
