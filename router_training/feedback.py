@@ -41,7 +41,7 @@ def rows_from_feedback(feedback: str, folder: RowFolder) -> int:
     record where there are none, are passed over: no advantage mixes two.
 
     Raises:
-        DatasetInvalid: there are no records, or one cannot be read.
+        DatasetInvalid: there are no records in a folder, or one cannot be read.
         ServiceFailed: Redis cannot be read.
         StorageFailed
     """
@@ -52,10 +52,16 @@ def rows_from_feedback(feedback: str, folder: RowFolder) -> int:
     except (ValueError, ArbitrageError) as error:
         raise DatasetInvalid(f"--from-feedback {shown}: {error}; remove the record") from None
     if not rows:
-        raise DatasetInvalid(
+        nothing = (
             f"--from-feedback {shown}: it holds no records; is feedback_sample_rate above 0, and "
             "does feedback_folder or store_url name this place?"
         )
+        if not _is_url(feedback):
+            raise DatasetInvalid(nothing)
+        # A Redis that answers is the right one most likely, and a schedule must not end on a day
+        # without records.
+        _log.warning("%s", nothing)
+        return 0
     known = folder.first() or rows[-1]
     done = {(row.request_id, row.step_index) for row in folder.read()}
     fitting = [row for row in rows if _models(row) == _models(known)]

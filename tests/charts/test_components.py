@@ -24,6 +24,7 @@ from tests.charts.rendering import (
     Object,
     containers,
     environment,
+    notes,
     of_kind,
     pod_of,
     pods,
@@ -229,6 +230,13 @@ def test_retraining_takes_its_configuration_and_every_stage_its_arguments(
         )
     ]
     assert stages == ["collect", "collect", "label", "train", "evaluate", "promote"]
+
+
+def test_feedback_that_nobody_makes_is_warned_of() -> None:
+    values = {"routerTraining": {**TRAINING, "train": {"fromFeedback": True}}}
+    made = {"orchestrator": {"settings": {"FEEDBACK_SAMPLE_RATE": 0.02}}}
+    assert "so there is no feedback" in notes(values)
+    assert "so there is no feedback" not in notes({**values, **made})
 
 
 def test_feedback_is_read_with_the_ca_that_the_url_names() -> None:

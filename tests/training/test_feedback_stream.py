@@ -114,11 +114,11 @@ def test_a_url_that_is_none_is_named(
     assert said in capsys.readouterr().err
 
 
-def test_a_redis_without_records_is_an_error(
-    server: RedisServer, work: Path, capsys: pytest.CaptureFixture[str]
+def test_a_redis_without_records_is_told_and_ends_no_schedule(
+    server: RedisServer, work: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert collect(work, server.url) == 2
-    assert f"{server.url}: it holds no records" in capsys.readouterr().err
+    assert collect(work, server.url) == 0
+    assert f"{server.url}: it holds no records" in caplog.text
 
 
 def test_what_is_no_stream_or_no_record_is_named(
