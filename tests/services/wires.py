@@ -18,6 +18,7 @@ class Wire:
         self._port = port
         self._is_whole = asyncio.Event()
         self._is_whole.set()
+        self._is_over = False
         self._ends: set[asyncio.StreamWriter] = set()
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -34,7 +35,11 @@ class Wire:
             yield self
         finally:
             server.close()
+            self._is_over = True
             self._is_whole.set()
+            # A connection that was taken just now has a few turns of the loop to begin.
+            for _ in range(10):
+                await asyncio.sleep(0)
             for end in self._ends:
                 end.transport.abort()
             await asyncio.gather(*self._connections)
@@ -43,8 +48,16 @@ class Wire:
         connection = asyncio.current_task()
         assert connection is not None
         self._connections.add(connection)
-        far_in, far_out = await asyncio.open_connection("127.0.0.1", self._port)
-        self._ends |= {near_out, far_out}
+        self._ends.add(near_out)
+        try:
+            far_in, far_out = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            near_out.transport.abort()
+            return
+        self._ends.add(far_out)
+        if self._is_over:
+            near_out.transport.abort()
+            far_out.transport.abort()
         await asyncio.gather(self._carry(near_in, far_out), self._carry(far_in, near_out))
 
     async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
