@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Self
 
 import grpc
 import grpc.aio
@@ -67,6 +68,13 @@ class ClientTls:
         except PemError as error:
             path = str(error.path)
             raise FieldInvalid(f"tls.{error.part}", path, error.problem, error.fix) from None
+
+    @classmethod
+    def of(cls, pem: Pem) -> Self:
+        """Asks for TLS with what files held."""
+        made = cls.__new__(cls)
+        made.credentials = channel_credentials(pem)
+        return made
 
 
 def sync_channel(address: str, tls: ClientTls | None, options: ChannelOptions) -> grpc.Channel:

@@ -50,6 +50,8 @@ _NOT_OFFERED: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
         "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
+        "reasoning_effort": (),
+        "verbosity": (),
         "prediction": (),
         "web_search_options": (),
     }
@@ -61,12 +63,10 @@ _PASSED_OVER: Final = frozenset(
         "parallel_tool_calls",
         "prompt_cache_key",
         "prompt_cache_retention",
-        "reasoning_effort",
         "safety_identifier",
         "service_tier",
         "store",
         "user",
-        "verbosity",
     }
 )
 

@@ -12,11 +12,13 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
@@ -34,19 +36,17 @@ from services.gateway.errors import (
 from services.gateway.settings import GatewaySettings
 from services.rpc.auth import Authenticator
 from services.rpc.background import in_background
-from services.rpc.gate import Gate
+from services.rpc.gate import FLUSH_GRACE_S, Gate
 from services.rpc.handlers import known_error
 from services.rpc.http import listening_socket, served_over_http
-from services.rpc.server import PortTaken
+from services.rpc.server import PortTaken, local_address
 from services.rpc.telemetry import SECONDS_BUCKETS, Telemetry
-from services.rpc.tls import TlsError, TlsFiles, server_files
+from services.rpc.tls import TlsFiles, server_files
 from services.rpc.tracing import ServedCall
+from services.rpc.watched import WatchedFiles
 
 _log = logging.getLogger(__name__)
 _MIB: Final = 1 << 20
-_LOOK_INTERVAL_S: Final = 10.0
-# What calls past the grace get for ending.
-_FLUSH_GRACE_S: Final = 1
 # What stands between clients and servers cuts a stream that is silent for a minute or less.
 _LONGEST_SILENCE_S: Final = 15.0
 _OTHER: Final = "other"
@@ -108,9 +108,7 @@ class HttpServer:
     @property
     def address(self) -> str:
         """Where a program on this machine reaches the server."""
-        host = self._settings.host
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared
-        return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
+        return local_address(self._settings.host, self._port)
 
     async def start(self) -> None:
         """Begins to listen, and answers 503.
@@ -125,7 +123,7 @@ class HttpServer:
         except OSError as error:
             raise PortTaken(f"{settings.host}:{settings.port}") from error
         self._port = listening.getsockname()[1]
-        served = served_over_http(self._application(), listening, context, _FLUSH_GRACE_S)
+        served = served_over_http(self._application(), listening, context, round(FLUSH_GRACE_S))
         await self._stack.enter_async_context(served)
 
     async def open(self, servicer: object, authenticator: Authenticator) -> None:
@@ -135,11 +133,7 @@ class HttpServer:
 
     async def drain(self, grace_s: float) -> None:
         """Refuses new requests and lets running ones end; those past the grace are cut off."""
-        self.gate.close()
-        if not await self.gate.wait_until_empty(grace_s):
-            _log.warning("requests still running after %g s are cut off", grace_s)
-            self.gate.put_out()
-            await self.gate.wait_until_empty(_FLUSH_GRACE_S)
+        await self.gate.drain(grace_s)
 
     async def stop(self) -> None:
         """Stops listening."""
@@ -157,37 +151,36 @@ class HttpServer:
                 )
             return None
         on_failure = self._telemetry.failed_reloads.of("tls")
-        watched = await asyncio.to_thread(files.watched, on_failure)
-        context = await asyncio.to_thread(_context, files)
+        read = partial(_context, files)
+        watched = await asyncio.to_thread(WatchedFiles, files.paths, read, on_failure)
+        first = watched.value
 
-        async def follow() -> None:
-            while True:
-                await asyncio.sleep(_LOOK_INTERVAL_S)
-                if await asyncio.to_thread(watched.look):
-                    await asyncio.to_thread(_load, context, files)
+        def renew(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+            connection.context = watched.value
 
-        await self._stack.enter_async_context(in_background(follow()))
-        return context
+        # Called at each handshake, with a name or without.
+        first.sni_callback = renew
+        await self._stack.enter_async_context(in_background(watched.follow()))
+        return first
 
     def _application(self) -> Starlette:
         routes = [
             Route(path, _Endpoint(self, method, name)) for path, (method, name) in ROUTES.items()
         ]
-        routes.append(Route("/health", _Endpoint(self, "GET", "")))
+        routes.append(Route("/health", self._health))
         application = Starlette(routes=routes)
         application.router.default = _Endpoint(self, "", _OTHER)
         application.router.redirect_slashes = False
         return application
 
+    async def _health(self, request: Request) -> JSONResponse:
+        is_open = self.gate.is_open
+        return JSONResponse({"serving": is_open}, 200 if is_open else 503)
+
     async def answer(
         self, method: str, name: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Answers one request of a route, whatever happens."""
-        if not name:
-            is_open = self.gate.is_open
-            response = JSONResponse({"serving": is_open}, 200 if is_open else 503)
-            await response(scope, receive, send)
-            return
         headers = Headers(scope=scope)
         served = ServedCall(name, headers.items())
         reply = _Reply(scope, receive, send, self._settings.write_timeout_s)
@@ -353,23 +346,13 @@ async def _raise_when_gone(receive: Receive) -> None:
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
+    # What it raises names the variable at fault.
+    files.read()
+    assert files.certificate is not None, "a server has both"
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _load(context, files)
+    context.load_cert_chain(files.certificate, files.key)
     if files.ca is not None:
+        context.load_verify_locations(files.ca)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
-
-
-def _load(context: ssl.SSLContext, files: TlsFiles) -> None:
-    """Gives a context the files; handshakes that come later go by them."""
-    assert files.certificate is not None, "a server has both"
-    try:
-        context.load_cert_chain(files.certificate, files.key)
-        if files.ca is not None:
-            context.load_verify_locations(files.ca)
-    except (OSError, ssl.SSLError) as error:
-        raise TlsError(
-            f"ARBITRAGE_TLS_CERTIFICATE: {files.certificate}: cannot be used with its key "
-            f"({error}); give the certificate and the key that belong together"
-        ) from error

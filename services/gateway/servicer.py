@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -15,7 +14,6 @@ from services.gateway.chat import Answer, ChatCall, chat_call, model_list, no_su
 from services.gateway.orchestrators import Orchestrators
 from services.rpc.tracing import asking
 
-_log = logging.getLogger(__name__)
 _BEARER = "bearer "
 
 Json = dict[str, Any]

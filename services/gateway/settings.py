@@ -12,8 +12,8 @@ from arbitrage.calls import Addresses
 from arbitrage.channels import is_loopback
 from arbitrage.core.errors import FieldInvalid
 from arbitrage.core.shown import shown
-from services.rpc.settings import Port, ServerSettings, check_needs, variable_of
-from services.rpc.tls import TlsFiles
+from services.rpc.settings import Port, ServerSettings, check_needs, check_pair, variable_of
+from services.rpc.tls import TlsFiles, client_files
 
 
 def _checked_address(address: str) -> str:
@@ -56,14 +56,7 @@ class GatewaySettings(ServerSettings):
     @property
     def orchestrator_tls(self) -> TlsFiles | None:
         """The files that orchestrators are reached with; None is plaintext."""
-        if self.orchestrator_tls_ca is None:
-            return None
-        return TlsFiles(
-            self.orchestrator_tls_ca,
-            self.orchestrator_tls_certificate,
-            self.orchestrator_tls_key,
-            prefix="orchestrator_tls",
-        )
+        return client_files(self, "orchestrator_tls")
 
     @property
     def passes_keys_on(self) -> bool:
@@ -74,8 +67,7 @@ class GatewaySettings(ServerSettings):
 
     @model_validator(mode="after")
     def _orchestrator_tls_is_whole(self) -> Self:
-        check_needs(self, "orchestrator_tls_certificate", "orchestrator_tls_key")
-        check_needs(self, "orchestrator_tls_key", "orchestrator_tls_certificate")
+        check_pair(self, "orchestrator_tls")
         check_needs(self, "orchestrator_tls_certificate", "orchestrator_tls_ca")
         return self
 

@@ -22,9 +22,10 @@ from services.rpc.settings import (
     Seconds,
     ServerSettings,
     check_needs,
+    check_pair,
     variable_of,
 )
-from services.rpc.tls import TlsFiles
+from services.rpc.tls import TlsFiles, client_files
 
 
 def _checked_address(address: str) -> str:
@@ -210,10 +211,7 @@ class OrchestratorSettings(ServerSettings):
     @property
     def models_tls(self) -> TlsFiles | None:
         """The files that model services are reached with; None is plaintext."""
-        if self.models_tls_ca is None:
-            return None
-        files = self.models_tls_ca, self.models_tls_certificate, self.models_tls_key
-        return TlsFiles(*files, prefix="models_tls")
+        return client_files(self, "models_tls")
 
     @property
     def caps(self) -> Caps:
@@ -253,8 +251,7 @@ class OrchestratorSettings(ServerSettings):
 
     @model_validator(mode="after")
     def _models_tls_is_whole(self) -> Self:
-        check_needs(self, "models_tls_certificate", "models_tls_key")
-        check_needs(self, "models_tls_key", "models_tls_certificate")
+        check_pair(self, "models_tls")
         check_needs(self, "models_tls_certificate", "models_tls_ca")
         return self
 

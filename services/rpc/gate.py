@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from arbitrage.core.errors import NotServing
+
+_log = logging.getLogger(__name__)
+# What calls past the grace get for sending their last status and ending.
+FLUSH_GRACE_S = 1.0
 
 
 class Gate:
@@ -57,6 +62,14 @@ class Gate:
         finally:
             if not self._inside:
                 self._empty.set()
+
+    async def drain(self, grace_s: float) -> None:
+        """Lets no further call in, and those inside end; those past the grace are put out."""
+        self.close()
+        if not await self.wait_until_empty(grace_s):
+            _log.warning("calls still running after %g s are cancelled", grace_s)
+            self.put_out()
+            await self.wait_until_empty(FLUSH_GRACE_S)
 
     def put_out(self) -> None:
         """Cancels the calls inside, each of which ends with `NotServing`."""

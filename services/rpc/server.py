@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from arbitrage.channels import is_loopback
 from services.rpc.auth import Anyone, Authenticator
-from services.rpc.gate import Gate
+from services.rpc.gate import FLUSH_GRACE_S, Gate
 from services.rpc.handlers import ServiceHandlers
 from services.rpc.settings import ServerSettings
 from services.rpc.telemetry import Telemetry
@@ -25,8 +25,6 @@ _MIB = 1 << 20
 # Room for a key and for trace context; beyond its soft limit gRPC would refuse by chance.
 _MAX_METADATA_BYTES = 16 << 10
 _LEAST_PING_INTERVAL_MS = 1_000
-# What gRPC gets for sending the last call's status, and calls past the grace for ending.
-_FLUSH_GRACE_S = 1.0
 
 
 class PortTaken(Exception):
@@ -93,9 +91,7 @@ class RpcServer:
     @property
     def address(self) -> str:
         """Where a program on this machine reaches the server."""
-        host = self._listener.host
-        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared
-        return _address(reachable, self.port)
+        return local_address(self._listener.host, self.port)
 
     async def start(self) -> None:
         """Begins to listen.
@@ -128,16 +124,12 @@ class RpcServer:
         taken down after that.
         """
         await self._health.enter_graceful_shutdown()
-        self.gate.close()
-        if not await self.gate.wait_until_empty(grace_s):
-            _log.warning("calls still running after %g s are cancelled", grace_s)
-            self.gate.put_out()
-            await self.gate.wait_until_empty(_FLUSH_GRACE_S)
+        await self.gate.drain(grace_s)
 
     async def stop(self) -> None:
         """Stops listening and cancels what still runs, health watchers included."""
-        await self._server.stop(_FLUSH_GRACE_S)
-        await self.gate.wait_until_empty(_FLUSH_GRACE_S)
+        await self._server.stop(FLUSH_GRACE_S)
+        await self.gate.wait_until_empty(FLUSH_GRACE_S)
 
     async def _credentials(self) -> grpc.ServerCredentials | None:
         tls, host = self._listener.tls, self._listener.host
@@ -174,6 +166,12 @@ def rpc_server(service: ServiceDescriptor) -> Callable[[ServerSettings, Telemetr
         return RpcServer(service, listener, telemetry)
 
     return made
+
+
+def local_address(host: str, port: int) -> str:
+    """Returns where a program on this machine reaches what listens on `host`."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared
+    return _address(reachable, port)
 
 
 def _aging(age_s: float | None) -> tuple[tuple[str, int], ...]:

@@ -131,8 +131,7 @@ class ServerSettings(BaseModel):
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
-        check_needs(self, "tls_certificate", "tls_key")
-        check_needs(self, "tls_key", "tls_certificate")
+        check_pair(self, "tls")
         check_needs(self, "tls_client_ca", "tls_certificate")
         check_needs(self, "allowed_callers", "tls_client_ca")
         return self
@@ -148,6 +147,17 @@ def check_needs(settings: BaseModel, given: str, needed: str) -> None:
         raise ValueError(
             f"{variable_of(needed)}: is not set, but {variable_of(given)} is; set it too"
         )
+
+
+def check_pair(settings: BaseModel, prefix: str) -> None:
+    """Checks that a certificate has its key, and a key its certificate.
+
+    Raises:
+        ValueError: naming both variables.
+    """
+    certificate, key = f"{prefix}_certificate", f"{prefix}_key"
+    check_needs(settings, certificate, key)
+    check_needs(settings, key, certificate)
 
 
 SettingsT = TypeVar("SettingsT", bound=ServerSettings)

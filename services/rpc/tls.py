@@ -68,6 +68,17 @@ def server_files(settings: ServerSettings) -> TlsFiles | None:
     return TlsFiles(settings.tls_client_ca, settings.tls_certificate, settings.tls_key)
 
 
+def client_files(settings: ServerSettings, prefix: str) -> TlsFiles | None:
+    """Returns the files that others are reached with, by the settings of that prefix.
+
+    None is plaintext.
+    """
+    ca, certificate, key = (
+        getattr(settings, f"{prefix}_{part}") for part in ("ca", "certificate", "key")
+    )
+    return None if ca is None else TlsFiles(ca, certificate, key, prefix)
+
+
 def server_credentials(files: WatchedFiles[Pem]) -> grpc.ServerCredentials:
     """Returns credentials that follow the files.
 

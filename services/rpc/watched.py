@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from threading import Lock
 from typing import Generic, TypeVar
 
 _log = logging.getLogger(__name__)
+LOOK_INTERVAL_S = 10.0
 _Stamp = tuple[tuple[int, int, int] | None, ...]
 ValueT = TypeVar("ValueT")
 
@@ -33,6 +35,12 @@ class WatchedFiles(Generic[ValueT]):
         self._lock = Lock()
         self._stamp = _stamp_of(paths)
         self.value = read()
+
+    async def follow(self) -> None:
+        """Looks again and again, until it is cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            await asyncio.to_thread(self.look)
 
     def look(self) -> bool:
         """Reads the files where they changed; returns whether there is a new value.

@@ -112,6 +112,8 @@ def test_a_server_beside_a_generator_starts_before_it_and_ends_after_it(
     assert server["command"] == begins
     assert server["args"][-2:] == ["--revision", "0123abc"]
     assert server["startupProbe"]["httpGet"]["path"] == "/health"
+    # torch asks who the user is, and the image does not know them.
+    assert {"name": "USER", "value": "arbitrage"} in server["env"]
     told = environment(pod_of(objects, component), component)
     assert told["ARBITRAGE_ENGINE_URL"] == "http://127.0.0.1:8000"
     assert told["ARBITRAGE_MODEL"] == begins[-1]
@@ -123,6 +125,13 @@ def test_gpus_go_to_what_runs_the_model() -> None:
     server, generator = containers(pod_of(objects, "target"))
     assert server["resources"]["limits"]["nvidia.com/gpu"] == 2
     assert "nvidia.com/gpu" not in generator["resources"]["limits"]
+    # Under KServe that is another pod.
+    objects = rendered(*CASES["kserve"])
+    engine = of_kind(objects, "InferenceService")["try-arbitrage-target-engine-kserve"]
+    model = engine["spec"]["predictor"]["model"]
+    assert model["resources"]["limits"]["nvidia.com/gpu"] == 1
+    thin = container_of(objects, "target", "target")
+    assert "nvidia.com/gpu" not in thin["resources"]["limits"]
     own = rendered({"target": {"gpu": {"count": 1}}})
     assert container_of(own, "target", "target")["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert environment(pod_of(own, "target"), "target")["ARBITRAGE_DEVICE"] == "cuda"
@@ -253,7 +262,8 @@ def test_feedback_is_read_with_the_ca_that_the_url_names() -> None:
 
 
 def test_a_newer_chart_that_says_the_same_restarts_nothing() -> None:
-    for name, pod in pods(rendered(*CASES["trained"])):
+    restarted = [*rendered(*CASES["trained"]), *rendered(*CASES["pulled"])]
+    for name, pod in pods(restarted):
         assert not {"helm.sh/chart", "app.kubernetes.io/version"} & pod["metadata"][
             "labels"
         ].keys() or (name.startswith("Pod/")), name

@@ -33,12 +33,12 @@ class Gateway:
     async def post(self, body: Any, **options: Any) -> httpx2.Response:
         """Returns the answer to a chat completion, given as JSON or as bytes."""
         content = {"content": body} if isinstance(body, bytes) else {"json": body}
-        async with httpx2.AsyncClient() as client:
+        async with httpx2.AsyncClient(timeout=60) as client:
             return await client.post(f"{self.url}/v1/chat/completions", **content, **options)
 
     async def get(self, path: str) -> httpx2.Response:
         """Returns the answer to a GET."""
-        async with httpx2.AsyncClient() as client:
+        async with httpx2.AsyncClient(timeout=60) as client:
             return await client.get(f"{self.url}{path}")
 
     def openai(self, api_key: str = "none") -> AsyncOpenAI:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from arbitrage.v1 import orchestrator_pb2 as api
 from arbitrage.v1 import trajectory_pb2
 from services.gateway import server
 from services.gateway.settings import GatewaySettings
+from services.rpc import watched
+from services.rpc.server import Listener, RpcServer
+from services.rpc.telemetry import Telemetry
 from services.rpc.tls import TlsFiles
 from tests.services.certificates import SERVER_NAMES, Authority
-from tests.services.running import House, until
+from tests.services.running import ORCHESTRATOR, House, until
 from tests.services.running_gateway import running_gateway
 from tests.services.scripted_orchestrator import (
     SOLUTION,
@@ -33,6 +37,7 @@ from tests.services.scripted_orchestrator import (
     proposed,
     serving,
 )
+from tests.services.test_client_names import CallCounter
 
 ASKED: dict[str, Any] = {"model": "arbitrage", "messages": [{"role": "user", "content": "14 + 8?"}]}
 TEXT = "14 + 8 = 22.\n\nThe answer is \\boxed{22}."
@@ -109,8 +114,9 @@ async def test_a_client_that_leaves_ends_the_work_for_it() -> None:
             asking = asyncio.create_task(completed(client))
             await until(lambda: orchestrator.requests)
             asking.cancel()
-            await until(orchestrator.cancelled.is_set)
+            assert await asyncio.to_thread(orchestrator.cancelled.wait, 60)
             await until(lambda: gateway.count("chat_completions", 499))
+            assert gateway.count("chat_completions", 200) == 0
 
 
 async def test_a_stream_with_nothing_to_say_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +221,7 @@ async def test_models_are_the_policies_that_are_offered(orchestrator: ScriptedOr
         ({**ASKED, "max_tokens": 1.5}, "max_tokens", "valid integer"),
         ({**ASKED, "max_tokens": 1 << 40}, "budgets.max_tokens", "must be an integer"),
         ({**ASKED, "n": 2}, "n", "not offered"),
+        ({**ASKED, "reasoning_effort": "high"}, "reasoning_effort", "not offered"),
         ({**ASKED, "stop": ["x"]}, "stop", "leave it out"),
         ({**ASKED, "tools": [{"type": "function"}]}, "tools", "not offered"),
         ({**ASKED, "response_format": {"type": "json_object"}}, "response_format", "not offered"),
@@ -282,6 +289,17 @@ async def test_a_stream_that_fails_ends_with_the_error() -> None:
             with pytest.raises(openai.APIError, match="it does not fit"):
                 await streamed(client)
             await until(lambda: gateway.count("chat_completions", 400) == 1)
+
+
+async def test_a_stream_that_breaks_goes_on_after_the_steps_that_came() -> None:
+    lost = Refusal(grpc.StatusCode.UNAVAILABLE, "the host is gone")
+    with serving(ScriptedOrchestrator((*SOLUTION[:2], lost), SOLUTION[2:])) as orchestrator:
+        async with running_gateway(orchestrator.address) as gateway, gateway.openai() as client:
+            chunks = await streamed(client)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == TEXT
+    first, second = orchestrator.requests
+    assert first.request_id == second.request_id
+    assert second.resume_after_step == 1
 
 
 async def test_nobody_there_is_503_and_what_else_there_is_has_its_status() -> None:
@@ -405,7 +423,7 @@ async def test_a_whole_house_answers_over_http() -> None:
 async def test_tls_on_both_sides_and_a_renewed_certificate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_LOOK_INTERVAL_S", 0.05)
+    monkeypatch.setattr(watched, "LOOK_INTERVAL_S", 0.05)
     authority = await asyncio.to_thread(Authority, tmp_path)
     certificate, key = await asyncio.to_thread(authority.issue, "server", *SERVER_NAMES)
     trusting = await asyncio.to_thread(ssl.create_default_context, cafile=str(authority.path))
@@ -429,6 +447,58 @@ async def test_tls_on_both_sides_and_a_renewed_certificate(
         async with asyncio.timeout(30):
             while await shown_certificate(port) == before:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.05)
+
+
+async def test_orchestrators_that_another_authority_vouches_for_are_believed_once_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "LOOK_INTERVAL_S", 0.05)
+    servicer, port = CallCounter(), 0
+
+    @asynccontextmanager
+    async def orchestrator_of_a_new_authority() -> AsyncIterator[RpcServer]:
+        # Under the same names of files each time.
+        authority = await asyncio.to_thread(Authority, tmp_path)
+        files = await asyncio.to_thread(authority.server)
+        server = RpcServer(ORCHESTRATOR, Listener("127.0.0.1", port, tls=files), Telemetry())
+        await server.start()
+        await server.open(servicer)
+        yield server
+        await server.stop()
+
+    async with AsyncExitStack() as stack:
+        async with orchestrator_of_a_new_authority() as first:
+            port = first.port
+            gateway = await stack.enter_async_context(
+                running_gateway(first.address, orchestrator_tls_ca=tmp_path / "ca.pem")
+            )
+            assert (await gateway.get("/v1/models")).status_code == 200
+        async with orchestrator_of_a_new_authority(), asyncio.timeout(60):
+            while (await gateway.get("/v1/models")).status_code != 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    assert servicer.count == 2
+
+
+async def test_a_client_without_the_certificate_that_is_asked_for_gets_no_answer(
+    tmp_path: Path, orchestrator: ScriptedOrchestrator
+) -> None:
+    authority = await asyncio.to_thread(Authority, tmp_path)
+    certificate, key = await asyncio.to_thread(authority.issue, "server", *SERVER_NAMES)
+    mine = await asyncio.to_thread(authority.issue, "mine", "client.example")
+    trusting = await asyncio.to_thread(ssl.create_default_context, cafile=str(authority.path))
+    async with running_gateway(
+        orchestrator.address,
+        tls_certificate=certificate,
+        tls_key=key,
+        tls_client_ca=authority.path,
+    ) as gateway:
+        url = gateway.url.replace("http://", "https://")
+        async with httpx2.AsyncClient(verify=trusting, base_url=url) as client:
+            with pytest.raises(httpx2.TransportError):
+                await client.get("/health")
+        await asyncio.to_thread(trusting.load_cert_chain, *mine)
+        async with httpx2.AsyncClient(verify=trusting, base_url=url) as client:
+            assert (await client.get("/health")).json() == {"serving": True}
 
 
 async def shown_certificate(port: int) -> bytes | None:

@@ -173,9 +173,10 @@ async def test_a_caller_that_goes_away_ends_its_servicer() -> None:
     ):
         call = generator(channel).GenerateStep(generator_pb2.GenerateStepRequest())
         await anext(aiter(call))
+        assert not servicer.has_ended.is_set()
         call.cancel()
         async with asyncio.timeout(20):
-            await servicer.has_ended.wait()
+            assert await servicer.has_ended.wait()
 
 
 async def test_a_caller_that_leaves_while_a_message_waits_for_it_is_no_defect(
