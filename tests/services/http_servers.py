@@ -93,33 +93,29 @@ async def http_server(
 ) -> AsyncIterator[HttpTestServer]:
     """Serves with `handler` until the block is left."""
     running = HttpTestServer("")
-    tasks: set[asyncio.Task[None]] = set()
+    open_connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):
-                while not writer.is_closing():
-                    await _serve_one(running, handler, reader, writer)
-        except asyncio.CancelledError:
-            # The server is being closed; asyncio's own callback would complain of it.
-            pass
-        finally:
-            tasks.discard(task)
-            writer.close()
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while not writer.is_closing():
+                await _serve_one(running, handler, reader, writer)
+        writer.close()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
+    # No coroutine: a task of asyncio's that is cancelled before its first turn closes nothing.
+    def taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_connections[asyncio.ensure_future(serve(reader, writer))] = writer
+
+    server = await asyncio.start_server(taken, "127.0.0.1", 0, ssl=tls)
     port = server.sockets[0].getsockname()[1]
     running.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"
     try:
         yield running
     finally:
         server.close()
-        for task in tuple(tasks):
+        for task, writer in open_connections.items():
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            writer.transport.abort()
+        await asyncio.gather(*open_connections, return_exceptions=True)
 
 
 async def _serve_one(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 
 class Wire:
@@ -18,9 +19,6 @@ class Wire:
         self._port = port
         self._is_whole = asyncio.Event()
         self._is_whole.set()
-        self._is_over = False
-        self._ends: set[asyncio.StreamWriter] = set()
-        self._connections: set[asyncio.Task[None]] = set()
 
     def cut(self) -> None:
         """Lets nothing through any more."""
@@ -29,43 +27,50 @@ class Wire:
     @asynccontextmanager
     async def laid(self) -> AsyncIterator[Wire]:
         """Takes connections until the block is left."""
-        server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
-        self.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        try:
-            yield self
-        finally:
-            server.close()
-            self._is_over = True
-            self._is_whole.set()
-            # A connection that was taken just now has a few turns of the loop to begin.
-            for _ in range(10):
-                await asyncio.sleep(0)
-            for end in self._ends:
-                end.transport.abort()
-            await asyncio.gather(*self._connections)
+        loop = asyncio.get_running_loop()
+        connections: set[asyncio.Task[None]] = set()
+        # Sockets of ours, not asyncio's streams: those open and close some turns of the loop later
+        # than they say, and the loop may have ended by then.
+        with ExitStack() as sockets, socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)
+            self.address = f"127.0.0.1:{listener.getsockname()[1]}"
 
-    async def _connect(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
-        connection = asyncio.current_task()
-        assert connection is not None
-        self._connections.add(connection)
-        self._ends.add(near_out)
+            def take() -> None:
+                # Who has left already is nobody to connect.
+                with suppress(BlockingIOError, ConnectionError):
+                    near = sockets.enter_context(listener.accept()[0])
+                    far = sockets.enter_context(socket.socket())
+                    connections.add(loop.create_task(self._connect(near, far)))
+
+            loop.add_reader(listener, take)
+            try:
+                yield self
+            finally:
+                loop.remove_reader(listener)
+                for connection in connections:
+                    connection.cancel()
+                await asyncio.gather(*connections, return_exceptions=True)
+
+    async def _connect(self, near: socket.socket, far: socket.socket) -> None:
+        near.setblocking(False)
+        far.setblocking(False)
         try:
-            far_in, far_out = await asyncio.open_connection("127.0.0.1", self._port)
+            await asyncio.get_running_loop().sock_connect(far, ("127.0.0.1", self._port))
         except OSError:
-            near_out.transport.abort()
+            _hang_up(near)
             return
-        self._ends.add(far_out)
-        if self._is_over:
-            near_out.transport.abort()
-            far_out.transport.abort()
-        await asyncio.gather(self._carry(near_in, far_out), self._carry(far_in, near_out))
+        await asyncio.gather(self._carry(near, far), self._carry(far, near))
 
-    async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        try:
-            while sent := await source.read(1 << 16):
+    async def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with suppress(ConnectionError):
+            while sent := await loop.sock_recv(source, 1 << 16):
                 await self._is_whole.wait()
-                sink.write(sent)
-                await sink.drain()
-        except ConnectionError:
-            pass
-        sink.close()
+                await loop.sock_sendall(sink, sent)
+        _hang_up(sink)
+
+
+def _hang_up(end: socket.socket) -> None:
+    # Not closed: the other direction may still be reading here, and is woken by this.
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
