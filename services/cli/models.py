@@ -68,6 +68,8 @@ def pull_models(name_or_path: str, mirror: str, terminal: Terminal) -> int:
 def verify_models(name_or_path: str, terminal: Terminal) -> int:
     """Compares every file of a pack with its manifest and names those that differ.
 
+    A model of the hub has no checksums in the manifest: it is looked for on this machine.
+
     Raises:
         UnknownPack, CorruptPack
     """
@@ -85,9 +87,23 @@ def verify_models(name_or_path: str, terminal: Terminal) -> int:
             tuple(str(damage) for damage in damages),
         )
         return FAILED
-    size = pack.size_bytes / _MEBIBYTE
-    terminal.show(f"{pack.name}: {len(pack.files)} files, {size:.1f} MiB, all as they should be")
-    for role, model in pack.models.items():
-        if model.hub:
-            terminal.note(f"{role}: {model.hub} is the hub's, which checks it where it is loaded")
+    if pack.files:
+        size = f"{pack.size_bytes / _MEBIBYTE:.1f} MiB"
+        terminal.show(f"{pack.name}: {len(pack.files)} files, {size}, all as they should be")
+    of_hub = {role: model for role, model in pack.models.items() if model.hub}
+    # The hub's client is slow to load, and most packs have no need of it.
+    if not of_hub:
+        return 0
+    from services.engines.pack_pull import hub_folder
+
+    absent = [f"{role}: {model.hub}" for role, model in of_hub.items() if not hub_folder(model)]
+    if absent:
+        terminal.error(
+            f"models of pack {pack.name!r} were not fetched from the hub; fetch them: "
+            f"arbitrage models pull {name_or_path}",
+            tuple(absent),
+        )
+        return FAILED
+    for role, model in of_hub.items():
+        terminal.note(f"{role}: {model.hub} is here; the hub's client checked it when it came")
     return 0

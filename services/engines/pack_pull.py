@@ -239,6 +239,15 @@ def _fetch_url(url: str, partial: Path, on_progress: Progress) -> None:
         raise SourceGone(str(getattr(error, "reason", error))) from error
 
 
+def hub_folder(model: PackModel) -> str | None:
+    """Returns where a model of the hub lies on this machine; None if it was never fetched."""
+    repository, _, revision = model.hub.partition("@")
+    try:
+        return snapshot_download(repository, revision=revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+
+
 def _pull_hub_model(pack: Pack, model: PackModel, on_progress: Progress) -> None:
     repository, _, revision = model.hub.partition("@")
     try:

@@ -190,6 +190,28 @@ def test_models_verify_names_every_damaged_file(tmp_path: Path) -> None:
     assert "draft/model.safetensors: expected sha256" in done.stderr
 
 
+def test_models_verify_misses_what_was_not_fetched_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    models = {"draft": {"kind": "causal-lm", "hub": "org/name", "revision": "main"}}
+    write_pack(tmp_path / "packs" / "little", manifest(models=models, files=[]))
+    done = arbitrage("models", "verify", "little", packs=tmp_path / "packs")
+    assert done.returncode == 1
+    assert "arbitrage models pull little" in done.stderr
+    assert "draft: org/name@main" in done.stderr
+
+    # As the hub's client lays out what it fetches.
+    repository = tmp_path / "hf" / "hub" / "models--org--name"
+    (repository / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    (repository / "snapshots" / ("a" * 40) / "config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    done = arbitrage("models", "verify", "little", packs=tmp_path / "packs")
+    assert done.returncode == 0
+    assert "draft: org/name@main is here" in done.stderr
+
+
 @pytest.mark.parametrize("command", [("up", "--ports", "any"), ("ask", "x"), ("demo",)])
 def test_nothing_starts_on_damaged_weights(tmp_path: Path, command: tuple[str, ...]) -> None:
     models = {
