@@ -68,7 +68,7 @@ def pull_models(name_or_path: str, mirror: str, terminal: Terminal) -> int:
 def verify_models(name_or_path: str, terminal: Terminal) -> int:
     """Compares every file of a pack with its manifest and names those that differ.
 
-    A model of the hub has no checksums in the manifest: it is looked for on this machine.
+    A model of the hub has no checksums in the manifest; it only must lie on this machine.
 
     Raises:
         UnknownPack, CorruptPack
@@ -96,14 +96,15 @@ def verify_models(name_or_path: str, terminal: Terminal) -> int:
         return 0
     from services.engines.pack_pull import hub_folder
 
-    absent = [f"{role}: {model.hub}" for role, model in of_hub.items() if not hub_folder(model)]
+    folders = {role: hub_folder(model) for role, model in of_hub.items()}
+    absent = tuple(f"{role}: {of_hub[role].hub}" for role, found in folders.items() if not found)
     if absent:
         terminal.error(
             f"models of pack {pack.name!r} were not fetched from the hub; fetch them: "
             f"arbitrage models pull {name_or_path}",
-            tuple(absent),
+            absent,
         )
         return FAILED
-    for role, model in of_hub.items():
-        terminal.note(f"{role}: {model.hub} is here; the hub's client checked it when it came")
+    for role, folder in folders.items():
+        terminal.note(f"{role}: {of_hub[role].hub} lies in {folder}, which nothing here pins")
     return 0

@@ -20,9 +20,10 @@ from typing import Final, assert_never
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from arbitrage.core.shown import one_line
+from arbitrage.core.shown import one_line, shown
 from services.engines.pack_manifest import (
     MODEL_SUFFIXES,
+    CorruptPack,
     HubFile,
     Pack,
     PackageParts,
@@ -240,12 +241,21 @@ def _fetch_url(url: str, partial: Path, on_progress: Progress) -> None:
 
 
 def hub_folder(model: PackModel) -> str | None:
-    """Returns where a model of the hub lies on this machine; None if it was never fetched."""
+    """Returns where a model of the hub lies on this machine; None if it was never fetched.
+
+    Raises:
+        CorruptPack: the manifest's `hub` names no repository.
+    """
     repository, _, revision = model.hub.partition("@")
     try:
         return snapshot_download(repository, revision=revision, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
+    except HFValidationError as error:
+        raise CorruptPack(
+            f"hub {shown(repository)} names no repository; write it as namespace/name "
+            f"({one_line(str(error), 300)})"
+        ) from error
 
 
 def _pull_hub_model(pack: Pack, model: PackModel, on_progress: Progress) -> None:

@@ -93,7 +93,7 @@ async def http_server(
 ) -> AsyncIterator[HttpTestServer]:
     """Serves with `handler` until the block is left."""
     running = HttpTestServer("")
-    open_connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+    connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -103,7 +103,7 @@ async def http_server(
 
     # No coroutine: a task of asyncio's that is cancelled before its first turn closes nothing.
     def taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        open_connections[asyncio.ensure_future(serve(reader, writer))] = writer
+        connections[asyncio.ensure_future(serve(reader, writer))] = writer
 
     server = await asyncio.start_server(taken, "127.0.0.1", 0, ssl=tls)
     port = server.sockets[0].getsockname()[1]
@@ -112,10 +112,10 @@ async def http_server(
         yield running
     finally:
         server.close()
-        for task, writer in open_connections.items():
+        for task, writer in connections.items():
             task.cancel()
             writer.transport.abort()
-        await asyncio.gather(*open_connections, return_exceptions=True)
+        await asyncio.gather(*connections, return_exceptions=True)
 
 
 async def _serve_one(

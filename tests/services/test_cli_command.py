@@ -209,7 +209,14 @@ def test_models_verify_misses_what_was_not_fetched_from_the_hub(
     (repository / "refs" / "main").write_text("a" * 40)
     done = arbitrage("models", "verify", "little", packs=tmp_path / "packs")
     assert done.returncode == 0
-    assert "draft: org/name@main is here" in done.stderr
+    assert f"draft: org/name@main lies in {repository}" in done.stderr
+
+
+def test_models_verify_names_a_hub_that_is_no_repository(tmp_path: Path) -> None:
+    models = {"draft": {"kind": "causal-lm", "hub": "a/b/c", "revision": "main"}}
+    write_pack(tmp_path / "little", manifest(models=models, files=[]))
+    done = arbitrage("models", "verify", "little", packs=tmp_path)
+    assert_one_line_of_refusal(done, "hub 'a/b/c' names no repository; write it as namespace/name")
 
 
 @pytest.mark.parametrize("command", [("up", "--ports", "any"), ("ask", "x"), ("demo",)])
