@@ -11,6 +11,8 @@ FROM base AS build
 # What is delivered has no installer: that stands in an environment of its own.
 RUN python3 -m venv /opt/installer && python3 -m venv --without-pip /opt/arbitrage
 ENV PATH=/opt/installer/bin:${PATH} PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# A mirror of the package index, for every stage below; files are the same by their hashes.
+ARG PIP_INDEX_URL
 WORKDIR /build
 COPY locks/ locks/
 

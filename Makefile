@@ -59,7 +59,7 @@ protos: $(VENV)/.dev ## regenerate arbitrage/v1 from protos/
 lock: $(VENV)/.deploy ## rewrite locks/, what the images install
 	$(BIN)/python -m tools.lock
 
-catalogue: $(VENV)/.dev ## rewrite docs/metrics.md and docs/settings.md from the code
+catalogue: $(VENV)/.dev ## rewrite docs/metrics.md, docs/settings.md and the chart's names of settings from the code
 	$(BIN)/python -m docs.catalogue
 
 proof: $(VENV)/.dev ## does advantage beat absolute quality? about half an hour on two cores

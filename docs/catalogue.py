@@ -1,7 +1,8 @@
 """Writes the catalogues of metrics and settings; with `--check`, compares them with the code.
 
 Metrics are read from `/metrics` of a deployment that is started for it, settings from their
-classes. What is said of each stands beside it in the code.
+classes. What is said of each stands beside it in the code. The names of settings go into the
+chart's schema too, so that Helm refuses one that is misspelt.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import inspect
+import json
 import sys
 import tempfile
 import urllib.request
@@ -35,6 +37,9 @@ from tests.services.redis_servers import redis_server
 
 METRICS: Final = Path(__file__).with_name("metrics.md")
 SETTINGS: Final = Path(__file__).with_name("settings.md")
+CHART_SCHEMA: Final = (
+    Path(__file__).resolve().parent.parent / "charts" / "arbitrage" / "values.schema.json"
+)
 _PROGRAMS: Final = (ORCHESTRATOR, *MODEL_ROLES, GATEWAY)
 _MADE: Final = "<!-- Made by `python -m docs.catalogue`; change the code and run it again. -->\n"
 # Labels whose values are a deployment's own.
@@ -67,6 +72,15 @@ _SECTIONS: Final[tuple[tuple[str, type[ServerSettings], type[ServerSettings] | N
     ("router", RouterSettings, ModelSettings),
     ("gateway", GatewaySettings, ServerSettings),
 )
+# The definitions of the chart's schema that hold the names of a program's settings.
+_DEFINITIONS: Final[Mapping[str, type[ServerSettings]]] = {
+    "settingsOfEvery": ServerSettings,
+    "settingsOfOrchestrator": OrchestratorSettings,
+    "settingsOfGenerator": GeneratorSettings,
+    "settingsOfPrm": PrmSettings,
+    "settingsOfRouter": RouterSettings,
+    "settingsOfGateway": GatewaySettings,
+}
 
 
 @dataclass
@@ -123,6 +137,19 @@ def settings_page() -> str:
         table = _table(("variable", "type", "default", "meaning"), rows)
         sections.append(f"\n## {title}\n\n{told}\n\n{table}")
     return _SETTINGS_INTRO + "".join(sections)
+
+
+def chart_schema() -> str:
+    """Returns the schema of the chart's values with the names of every program's settings."""
+    schema = json.loads(CHART_SCHEMA.read_text())
+    for name, kind in _DEFINITIONS.items():
+        known = (variable_of(field).removeprefix("ARBITRAGE_") for field in kind.model_fields)
+        schema["definitions"][name] = {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {setting: {"$ref": "#/definitions/setting"} for setting in known},
+        }
+    return json.dumps(schema, indent=2) + "\n"
 
 
 def exposed_metrics() -> dict[str, str]:
@@ -213,7 +240,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare only")
     is_check = parser.parse_args().check
-    pages = {METRICS: metrics_page(exposed_metrics()), SETTINGS: settings_page()}
+    pages = {
+        METRICS: metrics_page(exposed_metrics()),
+        SETTINGS: settings_page(),
+        CHART_SCHEMA: chart_schema(),
+    }
     stale = [
         path.name for path, text in pages.items() if not path.exists() or path.read_text() != text
     ]

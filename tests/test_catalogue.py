@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from docs.catalogue import SETTINGS, metrics_page, settings_page
+from docs.catalogue import CHART_SCHEMA, SETTINGS, chart_schema, metrics_page, settings_page
 from tests.services.running import House, asking, refusal, solution
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +34,16 @@ def counts(house: House) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 def test_every_setting_is_in_the_catalogue_as_it_is() -> None:
     assert SETTINGS.read_text() == settings_page(), "run `make catalogue`"
+
+
+def test_the_chart_takes_the_settings_that_programs_have_and_no_others() -> None:
+    assert CHART_SCHEMA.read_text() == chart_schema(), "run `make catalogue`"
+    schema = json.loads(chart_schema())
+    for name, program in (("target", "Generator"), ("prm", "Prm"), ("defaults", "Every")):
+        [_, own] = schema["properties"][name]["allOf"]
+        assert own["properties"]["settings"] == {"$ref": f"#/definitions/settingsOf{program}"}
+    assert "ENGINE_URL" in schema["definitions"]["settingsOfGenerator"]["properties"]
+    assert "ENGINE_URL" not in schema["definitions"]["settingsOfOrchestrator"]["properties"]
 
 
 def test_every_setting_has_a_meaning() -> None:

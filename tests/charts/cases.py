@@ -87,7 +87,13 @@ CASES: Final[dict[str, tuple[dict[str, Any], *tuple[Path, ...]]]] = {
     ),
     "trained": (
         {
-            "routerTraining": {**TRAINING, "train": {"gpu": {"count": 1}, "fromFeedback": True}},
+            "routerTraining": {
+                **TRAINING,
+                "train": {"gpu": {"count": 1}, "fromFeedback": True},
+                "extraEnvFrom": [{"secretRef": {"name": "bucket"}}],
+                "serviceAccountAnnotations": {"role": "trainer"},
+                "extraNetworkPolicy": {"egress": [{"ports": [{"port": 9000}]}]},
+            },
             "router": {"model": {"reference": "/store/routers"}},
             "extraObjects": [
                 {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "more"}},
@@ -106,6 +112,8 @@ CASES: Final[dict[str, tuple[dict[str, Any], *tuple[Path, ...]]]] = {
                 "enabled": True,
                 "host": "arbitrage.example.com",
                 "httpHost": "openai.example.com",
+                "tlsSecret": "grpc-tls",
+                "httpTlsSecret": "openai-tls",
             },
             "auth": {"keysSecret": "keys"},
             "tests": {"enabled": False},

@@ -120,6 +120,9 @@ CASES: list[tuple[str, bool, dict[str, str], str]] = [
     ("ErrorBudget", True, calls("0+90x120", "0+10x120"), "70m"),
     ("ErrorBudget", False, calls("0+95x120", "0+5x120"), "70m"),
     ("ErrorBudget", False, calls("0+100x120", "0+50x60 3000x60"), "110m"),
+    # One call, and it fails.
+    ("ErrorBudget", False, calls("0x120", "0x30 1x90"), "33m"),
+    ("ErrorBudget", True, calls("0x120", "0x30 9x90"), "33m"),
 ]
 
 

@@ -241,6 +241,18 @@ def test_retraining_takes_its_configuration_and_every_stage_its_arguments(
     assert stages == ["collect", "collect", "label", "train", "evaluate", "promote"]
 
 
+def test_a_judge_of_the_shipped_models_is_warned_of_where_others_write() -> None:
+    other = {"model": {"reference": "qwen-smollm"}}
+    told = notes({"target": other, "draft": other, "prm": {"enabled": False}})
+    assert "router.model.reference is tiny" in told
+    assert "but others run as draft and target:" in told
+    assert "but others run as target:" in notes({"target": other})
+    assert "prm.model.reference is tiny" in notes({"target": {"address": "target.other:1"}})
+    assert "prm.model.reference is tiny" not in told
+    judges = {"prm": other, "router": {"model": {"reference": "/store/routers"}}}
+    assert "is tiny" not in notes({"target": other, **judges})
+
+
 def test_feedback_that_nobody_makes_is_warned_of() -> None:
     values = {"routerTraining": {**TRAINING, "train": {"fromFeedback": True}}}
     made = {"orchestrator": {"settings": {"FEEDBACK_SAMPLE_RATE": 0.02}}}
@@ -303,6 +315,9 @@ def test_a_block_says_only_what_differs_from_the_defaults() -> None:
     }
     objects = rendered(values)
     assert pod_of(objects, "draft")["spec"]["nodeSelector"] == {"zone": "a"}
+    found = dict(pods(objects))
+    for name in ("StatefulSet/try-arbitrage-redis", "Pod/try-arbitrage-test"):
+        assert found[name]["spec"]["nodeSelector"] == {"zone": "a"}
     assert pod_of(objects, "target")["spec"]["nodeSelector"] == {"zone": "a", "gpu": "b"}
     assert of_kind(objects, "PodDisruptionBudget").keys() == {
         "try-arbitrage-orchestrator",
@@ -346,6 +361,15 @@ def test_the_openai_api_has_a_name_of_its_own_outside() -> None:
         for one in ingresses.values()
     }
     assert protocols == {"arbitrage.example.com": "GRPCS", "openai.example.com": "HTTPS"}
+    certificates = {
+        tuple(tls["hosts"]): tls["secretName"]
+        for one in ingresses.values()
+        for tls in one["spec"]["tls"]
+    }
+    assert certificates == {
+        ("arbitrage.example.com",): "grpc-tls",
+        ("openai.example.com",): "openai-tls",
+    }
     objects = rendered(*CASES["routes"])
     [route] = of_kind(objects, "HTTPRoute").values()
     [rpc] = of_kind(objects, "GRPCRoute").values()
@@ -353,6 +377,62 @@ def test_the_openai_api_has_a_name_of_its_own_outside() -> None:
     assert not set(route["spec"]["hostnames"]) & set(rpc["spec"]["hostnames"])
     [backend] = route["spec"]["rules"][0]["backendRefs"]
     assert backend == {"name": "try-arbitrage-gateway-balanced", "port": 8080}
+
+
+def test_a_gateway_speaks_tls_with_services_by_a_name_that_their_certificates_have() -> None:
+    objects = rendered(*CASES["paper-vllm"])
+    policies = of_kind(objects, "BackendTLSPolicy")
+    certificates = of_kind(objects, "Certificate")
+    routes = [*of_kind(objects, "GRPCRoute").values(), *of_kind(objects, "HTTPRoute").values()]
+    called = {
+        backend["name"]
+        for route in routes
+        for rule in route["spec"]["rules"]
+        for backend in rule["backendRefs"]
+    }
+    assert called == {one["spec"]["targetRefs"][0]["name"] for one in policies.values()}
+    for name, policy in policies.items():
+        checked = policy["spec"]["validation"]
+        assert checked["hostname"] in certificates[name]["spec"]["dnsNames"]
+        assert checked["caCertificateRefs"][0]["name"] == "arbitrage-ca"
+    values = {
+        "tls": {"enabled": True, "certManager": {"enabled": True, "issuerRef": {"name": "ca"}}},
+        "gatewayApi": {"enabled": True, "parentRefs": [{"name": "public"}]},
+    }
+    warning = "WARNING: The Gateway is not told that the services speak TLS"
+    assert warning in notes(values)
+    told = {**values, "gatewayApi": {**values["gatewayApi"], "backendCa": "ca"}}
+    assert warning not in notes(told)
+    assert of_kind(rendered(told), "BackendTLSPolicy").keys() == {"try-arbitrage-orchestrator"}
+
+
+def test_kserve_fetches_a_gated_model_with_the_token() -> None:
+    objects = rendered(*CASES["kserve"])
+    engine = of_kind(objects, "InferenceService")["try-arbitrage-target-engine-kserve"]
+    account = engine["spec"]["predictor"]["serviceAccountName"]
+    accounts = of_kind(objects, "ServiceAccount")
+    assert accounts[account]["secrets"] == [{"name": "hub-token"}]
+    assert [name for name, one in accounts.items() if "secrets" in one] == [account]
+
+
+def test_a_volume_that_many_only_read_is_mounted_so() -> None:
+    volumes = pod_of(rendered(*CASES["paper-vllm"]), "target")["spec"]["volumes"]
+    [models] = [volume for volume in volumes if volume["name"] == "models"]
+    claim = {"claimName": "models", "readOnly": True}
+    assert models["persistentVolumeClaim"] == claim
+    volumes = pod_of(rendered(*CASES["pulled"]), "target")["spec"]["volumes"]
+    [models] = [volume for volume in volumes if volume["name"] == "models"]
+    assert "readOnly" not in models["persistentVolumeClaim"]
+
+
+def test_every_stage_of_retraining_has_the_credentials_and_the_identity_that_it_is_given() -> None:
+    objects = rendered(*CASES["trained"])
+    jobs = [pod for name, pod in pods(objects) if name.startswith("CronJob/")]
+    stages = [container for pod in jobs for container in containers(pod)]
+    assert len(stages) == 6
+    assert all(one["envFrom"] == [{"secretRef": {"name": "bucket"}}] for one in stages)
+    account = of_kind(objects, "ServiceAccount")["try-arbitrage-router-training"]
+    assert account["metadata"]["annotations"] == {"role": "trainer"}
 
 
 def test_the_gateway_asks_the_orchestrator_and_passes_keys_on() -> None:
@@ -381,7 +461,7 @@ def test_large_numbers_stay_whole_numbers() -> None:
     values = {
         "defaults": {"security": user},
         "orchestrator": {"settings": {"MAX_TOKENS": 2000000, "HEDGE_QUANTILE": 0.95}},
-        "redis": {"bundled": {"maxMemoryMib": 2000000}},
+        "redis": {"bundled": {"maxMemoryMib": 2000000, "resources": {"limits": {"memory": "3Ti"}}}},
         "routerTraining": {**TRAINING, "train": {"activeDeadlineSeconds": 2000000}},
     }
     objects = rendered(values)

@@ -87,5 +87,17 @@ def test_only_those_who_may_call_and_scrape_do() -> None:
     assert Edge("gateway", "orchestrator", 50050) in edges
 
 
+def test_retraining_reaches_a_store_on_a_port_of_its_own() -> None:
+    edges = allowed_edges(rendered(*CASES["trained"]))
+    assert Edge("router-training", ANYONE, 9000) in edges
+    assert {edge.caller for edge in edges if edge.port == 9000} == {"router-training"}
+
+
+def test_the_dns_may_listen_elsewhere() -> None:
+    edges = allowed_edges(rendered({"networkPolicy": {"dns": {"ports": [5353]}}}))
+    moved = {edge._replace(port=5353) if edge.port == 53 else edge for edge in PICTURE}
+    assert edges == moved
+
+
 def test_it_can_be_left_to_others() -> None:
     assert of_kind(rendered({"networkPolicy": {"enabled": False}}), "NetworkPolicy") == {}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.charts.cases import TRAINING
-from tests.charts.rendering import CHART, refusal, rendered
+from tests.charts.rendering import CHART, Refused, refusal, rendered
 
 pytestmark = pytest.mark.deploy
 
@@ -52,6 +52,20 @@ BY_SCHEMA = [
     (deeply("target.service.port", 70000), ("/target/service/port", "maximum")),
     (deeply("target.address", "http://target"), ("/target/address", "http://target")),
     (deeply("target.settings.max_batch", 1), ("/target/settings", "'max_batch' not allowed")),
+    (deeply("target.settings.MAX_BACH", 1), ("/target/settings", "'MAX_BACH' not allowed")),
+    (deeply("prm.settings.ARBITRAGE_DEVICE", "cpu"), ("/prm/settings", "'ARBITRAGE_DEVICE' not")),
+    (deeply("gateway.settings.MAX_BATCH", 1), ("/gateway/settings", "'MAX_BATCH' not allowed")),
+    (deeply("defaults.settings.MAX_BATCH", 1), ("/defaults/settings", "'MAX_BATCH' not allowed")),
+    (
+        deeply("draft.extraEnv", [{"name": "A", "value": 5}]),
+        ("/draft/extraEnv/0/value", "got number, want string"),
+    ),
+    (
+        deeply("draft.engine.env", [{"name": "A", "valu": "5"}]),
+        ("/draft/engine/env/0", "'valu' not allowed"),
+    ),
+    (deeply("target.resources.requests.cpu", -1), ("/target/resources/requests/cpu", "minimum")),
+    (deeply("networkPolicy.dns.ports", []), ("/networkPolicy/dns/ports", "minItems")),
     (deeply("target.resources.limits.gpu", 1), ("/target/resources/limits", "'gpu' not allowed")),
     (deeply("target.podLabels", {"a b": "c"}), ("/target/podLabels", "'a b' not allowed")),
     (deeply("target.modelCache.accessMode", "RWX"), ("/target/modelCache/accessMode", "one of")),
@@ -110,10 +124,6 @@ BY_TEMPLATE = [
         {**of("target", autoscaling=KEDA), "extraObjects": [TARGET_HPA]},
         "extraObjects: the HorizontalPodAutoscaler of try-arbitrage-target would be a second "
         "autoscaler beside target.autoscaling.mode keda, and both would fight; drop it",
-    ),
-    (
-        of("target", settings={"ARBITRAGE_MAX_BATCH": 1}),
-        "target.settings.ARBITRAGE_MAX_BATCH: leave out ARBITRAGE_, the chart puts it before",
     ),
     (of("target", settings={"PORT": 1}), "target.settings.PORT: ARBITRAGE_PORT is made by the"),
     (
@@ -266,6 +276,64 @@ BY_TEMPLATE = [
         {"tls": {"enabled": True, "certManager": {"enabled": True}}},
         "tls.certManager.issuerRef.name: is empty; name the issuer",
     ),
+    (
+        deeply("target.resources.requests.memory", "2Gi"),
+        "target.resources.requests.memory: is 2Gi, more than limits.memory, 1Gi; lower it, or",
+    ),
+    (
+        of("target", engine={"resources": {"requests": {"cpu": 2}, "limits": {"cpu": "1500m"}}}),
+        "target.engine.resources.requests.cpu: is 2, more than limits.cpu, 1500m",
+    ),
+    (
+        {"routerTraining": {**TRAINING, "train": {"resources": {"limits": {"memory": "9G"}}}}},
+        "routerTraining.train.resources.requests.memory: is 16Gi, more than limits.memory, 9G",
+    ),
+    (
+        {"routerTraining": {**TRAINING, "collect": {"resources": {"limits": {"cpu": 0.5}}}}},
+        "routerTraining.collect.resources.requests.cpu: is 1, more than limits.cpu, 0.5",
+    ),
+    (
+        deeply("redis.bundled.resources.requests.memory", "1Ti"),
+        "redis.bundled.resources.requests.memory: is 1Ti, more than limits.memory, 768Mi",
+    ),
+    (
+        deeply("redis.bundled.maxMemoryMib", 700),
+        "redis.bundled.resources.limits.memory: is 768Mi, and Redis would be killed before its "
+        "700 MiB of data are full; raise it to at least 934Mi, or lower maxMemoryMib",
+    ),
+    (
+        {"redis": {"mode": "external", "external": {"url": "rediss://redis:6380/0"}}},
+        "redis.external.ports: lacks 6380, on which redis.external.url asks redis:6380",
+    ),
+    (
+        {
+            "redis": {
+                "mode": "external",
+                "external": {"url": "redis+sentinel://a:6379,b:26379/main/0?x=c:1"},
+            }
+        },
+        "redis.external.ports: lacks 26379, on which redis.external.url asks b:26379",
+    ),
+    (
+        deeply("commonLabels", {"app.kubernetes.io/instance": "x"}),
+        "commonLabels: app.kubernetes.io/instance is a label that the chart gives and selects by",
+    ),
+    (
+        deeply("draft.podLabels", {"app.kubernetes.io/component": "x"}),
+        "draft.podLabels: app.kubernetes.io/component is a label that the chart gives",
+    ),
+    (
+        deeply("fullnameOverride", "1.a"),
+        'fullnameOverride: objects would be called "1.a", which no Service may be; give one',
+    ),
+    (
+        deeply("ingress.httpTlsSecret", "tls"),
+        "ingress.httpTlsSecret: is tls, but there is no ingress.httpHost that it would be for",
+    ),
+    (
+        of("gatewayApi", enabled=True, parentRefs=[{"name": "g"}], backendCa="ca"),
+        "gatewayApi.backendCa: is ca, but gatewayApi.enabled or tls.enabled is false",
+    ),
     (deeply("redis.mode", "external"), "redis.external.url: is empty, but redis.mode is external"),
     (
         {"redis": {"mode": "external", "external": {"url": "redis://:secret@redis:6379"}}},
@@ -338,4 +406,15 @@ def test_every_check_has_values_that_it_refuses() -> None:
 def test_what_is_right_beside_it_is_taken() -> None:
     assert rendered(of("target", drain={"graceSeconds": 300, "terminationGracePeriodSeconds": 310}))
     assert rendered(of("target", autoscaling={**KEDA, "minReplicas": 0}))
-    assert rendered({"redis": {"mode": "external", "external": {"url": "rediss://redis:6380/0"}}})
+    external = {"url": "rediss://me@redis:6380/0", "ports": [6380]}
+    assert rendered({"redis": {"mode": "external", "external": external}})
+    assert rendered({"redis": {"mode": "external", "external": {"url": "redis://redis"}}})
+    limits = {"memory": "1048576Ki", "cpu": 0.25}
+    assert rendered(of("target", resources={"requests": {"memory": "1Gi"}, "limits": limits}))
+    assert rendered(release="a-1")
+
+
+def test_a_release_whose_name_no_service_may_have_is_told_the_way_out() -> None:
+    with pytest.raises(Refused, match=r'would be called "1\.a-arbitrage", which no Service'):
+        rendered(release="1.a")
+    assert rendered({"fullnameOverride": "one"}, release="1.a")

@@ -144,9 +144,8 @@ def _is_within_a_list(lines: list[str], index: int) -> bool:
 
 def test_all_components_have_one_shape() -> None:
     shape = {"$ref": "#/definitions/component"}
-    for name in COMPONENTS:
-        assert SCHEMA["properties"][name] == shape
-    assert SCHEMA["properties"]["defaults"]["allOf"][0] == shape
+    for name in (*COMPONENTS, "defaults"):
+        assert SCHEMA["properties"][name]["allOf"][0] == shape
 
 
 def test_the_packaged_chart_holds_its_schema_and_dashboards(tmp_path: Path) -> None:

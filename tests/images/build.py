@@ -83,7 +83,7 @@ def _of_this_machine() -> list[str]:
         options.append(f"--volume={certificates}:/run/certificates.crt:ro")
         lines.append("cert = /run/certificates.crt")
     if index := os.environ.get("PIP_INDEX_URL"):
-        lines.append(f"index-url = {index}")
+        options.append(f"--build-arg=PIP_INDEX_URL={index}")
     if wheels := os.environ.get("PIP_FIND_LINKS"):
         options.append(f"--volume={wheels}:/run/wheels:ro")
         options.append("--build-arg=TORCH_WHEELS=/run/wheels")

@@ -64,11 +64,8 @@ fix. All of them are told at once.
 - {{ printf "%s.settings.%s: ARBITRAGE_%s is made by the chart of other values; set those instead (docs/deploy.md)" $name $setting $setting | quote }}
 {{- end }}
 {{- end }}
-{{- range $setting, $_ := $c.settings }}
-{{- if hasPrefix "ARBITRAGE_" $setting }}
-- {{ printf "%s.settings.%s: leave out ARBITRAGE_, the chart puts it before" $name $setting | quote }}
-{{- end }}
-{{- end }}
+{{- include "arbitrage.labelProblems" (dict "place" (printf "%s.podLabels" $name) "labels" $c.podLabels) }}
+{{- include "arbitrage.resourceProblems" (dict "place" (printf "%s.resources" $name) "resources" $c.resources) }}
 {{- range $entry := $c.extraEnv }}
 {{- if hasPrefix "ARBITRAGE_" $entry.name }}
 - {{ printf "%s.extraEnv: %s belongs in %s.settings, as %s" $name $entry.name $name (trimPrefix "ARBITRAGE_" $entry.name) | quote }}
@@ -87,6 +84,36 @@ fix. All of them are told at once.
 {{- end }}
 {{- end -}}
 
+{{/* Labels that the chart gives itself, and selects pods by. Takes place and labels. */}}
+{{- define "arbitrage.labelProblems" -}}
+{{- range $label, $_ := .labels }}
+{{- if regexMatch "^(app\\.kubernetes\\.io/(name|instance|component|version|managed-by)|helm\\.sh/chart)$" $label }}
+- {{ printf "%s: %s is a label that the chart gives and selects by; take another" $.place $label | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* What the API server would refuse. Takes place and resources. */}}
+{{- define "arbitrage.resourceProblems" -}}
+{{- $limits := default dict .resources.limits }}
+{{- range $what, $asked := .resources.requests }}
+{{- if hasKey $limits $what }}
+{{- $limit := index $limits $what }}
+{{- if gt (float64 (include "arbitrage.quantity" $asked)) (float64 (include "arbitrage.quantity" $limit)) }}
+- {{ printf "%s.requests.%s: is %s, more than limits.%s, %s; lower it, or raise the limit" $.place $what (toString $asked) $what (toString $limit) | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* A Kubernetes quantity as a number. */}}
+{{- define "arbitrage.quantity" -}}
+{{- $units := dict "m" 0.001 "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 -}}
+{{- $text := toString . -}}
+{{- $unit := regexFind "[a-zA-Z]*$" $text -}}
+{{- mulf (float64 (trimSuffix $unit $text)) (index $units $unit) -}}
+{{- end -}}
+
 {{- define "arbitrage.modelProblems" -}}
 {{- $c := .c -}}
 {{- $name := $c.name -}}
@@ -98,6 +125,7 @@ fix. All of them are told at once.
 {{- if and $c.isDeployed .isPlural (has $cache.mode (list "pvc" "existingClaim")) (has $cache.accessMode (list "ReadWriteOnce" "ReadWriteOncePod")) }}
 - {{ printf "%s.modelCache.accessMode: is %s, and there may be several replicas, of which only those on one node could mount it; take ReadWriteMany, or mode emptyDir" $name $cache.accessMode | quote }}
 {{- end }}
+{{- include "arbitrage.resourceProblems" (dict "place" (printf "%s.engine.resources" $name) "resources" $engine.resources) }}
 {{- $isOneNodes := and (has $cache.mode (list "pvc" "existingClaim")) (has $cache.accessMode (list "ReadWriteOnce" "ReadWriteOncePod")) }}
 {{- if and $c.isDeployed $isOneNodes (ne (toString $c.strategy.maxSurge) "0") (eq $c.kind "Deployment") }}
 - {{ printf "%s.strategy.maxSurge: is %s, but modelCache.accessMode is %s, and a new pod would wait for the claim that the old one holds; set strategy to {maxSurge: 0, maxUnavailable: 1}, or take ReadWriteMany" $name (toString $c.strategy.maxSurge) $cache.accessMode | quote }}
@@ -176,6 +204,11 @@ fix. All of them are told at once.
 {{- $values := .root.Values -}}
 {{- $tls := $values.tls -}}
 {{- $training := $values.routerTraining -}}
+{{- $fullname := include "arbitrage.fullname" .root }}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $fullname) }}
+- {{ printf "fullnameOverride: objects would be called %q, which no Service may be; give one that begins with a letter and has only small letters, digits and -" $fullname | quote }}
+{{- end }}
+{{- include "arbitrage.labelProblems" (dict "place" "commonLabels" "labels" $values.commonLabels) }}
 {{- if and $tls.certManager.enabled (not $tls.enabled) }}
 - "tls.certManager.enabled: is true, but tls.enabled is false, so nothing would use the certificates; set tls.enabled=true"
 {{- end }}
@@ -194,12 +227,34 @@ fix. All of them are told at once.
 {{- if and $values.redis.external.url (ne $values.redis.mode "external") }}
 - {{ printf "redis.external.url: is given, but redis.mode is %s, so it is not used; set redis.mode=external" $values.redis.mode | quote }}
 {{- end }}
+{{- $external := $values.redis.external }}
+{{- $ports := list }}
+{{- range $external.ports }}{{ $ports = append $ports (toString (int .)) }}{{ end }}
+{{- if and $external.url $values.networkPolicy.enabled }}
+{{- range splitList "," (regexReplaceAll "^[a-z+]+://([^/?]*@)?([^/?]*).*$" $external.url "${2}") }}
+{{- $port := default "6379" (trimPrefix ":" (regexFind ":[0-9]+$" .)) }}
+{{- if not (has $port $ports) }}
+- {{ printf "redis.external.ports: lacks %s, on which redis.external.url asks %s, so the NetworkPolicy would not let it out; add it" $port . | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with $values.redis.bundled }}
+{{- include "arbitrage.resourceProblems" (dict "place" "redis.bundled.resources" "resources" .resources) }}
+{{- $memory := dig "limits" "memory" "" .resources }}
+{{- $needed := divf (mulf (float64 .maxMemoryMib) 4.0 1048576.0) 3.0 }}
+{{- if and $memory (lt (float64 (include "arbitrage.quantity" $memory)) $needed) }}
+- {{ printf "redis.bundled.resources.limits.memory: is %s, and Redis would be killed before its %d MiB of data are full; raise it to at least %dMi, or lower maxMemoryMib" (toString $memory) (int .maxMemoryMib) (int (ceil (divf $needed 1048576.0))) | quote }}
+{{- end }}
+{{- end }}
 {{- if and $values.ingress.enabled (not $values.ingress.host) }}
 - "ingress.host: is empty, but ingress.enabled is true; give the name under which clients call"
 {{- end }}
 {{- $gateway := .components.gateway }}
 {{- if and $values.ingress.httpHost (not $values.ingress.enabled) }}
 - {{ printf "ingress.httpHost: is %q, but ingress.enabled is false; set ingress.enabled=true" $values.ingress.httpHost | quote }}
+{{- end }}
+{{- if and $values.ingress.httpTlsSecret (not $values.ingress.httpHost) }}
+- {{ printf "ingress.httpTlsSecret: is %s, but there is no ingress.httpHost that it would be for; give that, or leave it out" $values.ingress.httpTlsSecret | quote }}
 {{- end }}
 {{- if and $values.ingress.httpHost (not $gateway.isDeployed) }}
 - {{ printf "ingress.httpHost: is %q, but gateway.enabled is false, and nobody would answer; set gateway.enabled=true" $values.ingress.httpHost | quote }}
@@ -215,6 +270,9 @@ fix. All of them are told at once.
 - {{ printf "gatewayApi.httpHostnames: %q would belong to the GRPCRoute too, and then a gateway drops one of them; give gatewayApi.hostnames other names" $name | quote }}
 {{- end }}
 {{- end }}
+{{- if and $values.gatewayApi.backendCa (not (and $values.gatewayApi.enabled $tls.enabled)) }}
+- {{ printf "gatewayApi.backendCa: is %s, but gatewayApi.enabled or tls.enabled is false, so no gateway speaks TLS with the services; set both to true, or leave it out" $values.gatewayApi.backendCa | quote }}
+{{- end }}
 {{- if and $values.gatewayApi.enabled (not $values.gatewayApi.parentRefs) }}
 - "gatewayApi.parentRefs: is empty, but gatewayApi.enabled is true; name the gateway"
 {{- end }}
@@ -228,6 +286,8 @@ fix. All of them are told at once.
 {{- if regexMatch "(?m)^\\s*(\\[services\\]|\\[promote\\]|work\\s*=)" $training.config }}
 - "routerTraining.config: has [services], [promote] or work, which the chart gives; take them out"
 {{- end }}
+{{- include "arbitrage.resourceProblems" (dict "place" "routerTraining.collect.resources" "resources" $training.collect.resources) }}
+{{- include "arbitrage.resourceProblems" (dict "place" "routerTraining.train.resources" "resources" $training.train.resources) }}
 {{- if not .components.prm.reach }}
 - "routerTraining.enabled: is true, but prm.enabled is false, and without a PRM there are no advantages to learn; set prm.enabled=true"
 {{- end }}

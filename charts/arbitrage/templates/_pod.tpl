@@ -245,6 +245,10 @@ emptyDir: { sizeLimit: {{ $cache.size }} }
 {{- else -}}
 persistentVolumeClaim:
   claimName: {{ ternary $cache.existingClaim (printf "%s-%s-models" (include "arbitrage.fullname" .root) .c.name) (eq $cache.mode "existingClaim") }}
+  {{- if eq $cache.accessMode "ReadOnlyMany" }}
+  # Drivers attach such a volume to several nodes only if each pod says so.
+  readOnly: true
+  {{- end }}
 {{- end -}}
 {{- end -}}
 

@@ -41,6 +41,10 @@ env:
   {{- with $training.extraEnv }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+{{- with $training.extraEnvFrom }}
+envFrom:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 resources:
   {{- .resources | nindent 2 }}
 securityContext:
