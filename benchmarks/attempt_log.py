@@ -51,7 +51,10 @@ class AttemptLog:
         for line in whole[1:]:
             attempt = Attempt(**line)
             self.attempts[attempt.question_id, attempt.arm] = attempt
-        path.write_text("".join(json.dumps(line) + "\n" for line in whole), encoding="utf-8")
+        # Beside it first: whoever is killed here loses nothing.
+        rewritten = path.with_name(f"{path.name}.partial")
+        rewritten.write_text("".join(json.dumps(line) + "\n" for line in whole), encoding="utf-8")
+        rewritten.replace(path)
 
     def add(self, attempt: Attempt) -> None:
         """Keeps an attempt."""

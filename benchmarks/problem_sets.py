@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from arbitrage.core.shown import shown
 from services.cli.failures import BadInput
 
 # Where a row keeps its question and its answer, in the sets that are known.
@@ -47,6 +49,11 @@ def load_questions(reference: str) -> tuple[Question, ...]:
     questions = tuple(question_of(row, number, reference) for number, row in enumerate(rows))
     if not questions:
         raise BadInput(f"--dataset {reference}: has no rows; name another")
+    [(named, count)] = Counter(question.question_id for question in questions).most_common(1)
+    if count > 1:
+        raise BadInput(
+            f"--dataset {reference}: {count} rows have the id {shown(named)}; give each its own"
+        )
     return questions
 
 
@@ -66,7 +73,9 @@ def question_of(row: Mapping[str, Any], number: int, reference: str) -> Question
     if isinstance(answer, list):
         answer = ", ".join(map(str, answer))
     answer = str(answer).rpartition(_GSM8K_MARK)[2].strip()
-    named = next((str(row[field]) for field in _ID_FIELDS if field in row), str(number))
+    named = next(
+        (str(row[field]) for field in _ID_FIELDS if row.get(field) is not None), str(number)
+    )
     return Question(named, str(text), answer)
 
 
@@ -94,11 +103,14 @@ def _first(row: Mapping[str, Any], fields: Iterable[str], number: int, reference
 
 def _rows_of_file(path: Path) -> list[Mapping[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # JSON may hold other ends of lines than this one.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"--dataset {path}: cannot be read ({error}); name a JSONL file") from None
     rows: list[Mapping[str, Any]] = []
     for number, line in enumerate(lines):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except ValueError as error:

@@ -105,8 +105,9 @@ async def ask_all(run: Run, log: AttemptLog, address: str, stopping: asyncio.Eve
                 made = await attempt(client, run, question, policy)
                 log.add(made)
                 verdict = "right" if made.is_right else "wrong"
+                count = len(_attempts_of(run, log))
                 print(
-                    f"{len(log.attempts)}/{total} {policy.label}: {verdict}, {made.seconds:.1f} s, "
+                    f"{count}/{total} {policy.label}: {verdict}, {made.seconds:.1f} s, "
                     f"{made.target_steps} of {made.steps} steps by the target, {made.stop_reason}",
                     flush=True,
                 )
@@ -122,7 +123,13 @@ async def measured(options: argparse.Namespace, run: Run, log: AttemptLog) -> bo
     extra = _by_service(options.set)
     async with running_fleet(pack, options.device, extra=extra, threads=options.threads) as fleet:
         await ask_all(run, log, fleet.addresses["orchestrator"], stopping)
-    return len(log.attempts) == len(run.questions) * len(run.policies)
+    return len(_attempts_of(run, log)) == len(run.questions) * len(run.policies)
+
+
+def _attempts_of(run: Run, log: AttemptLog) -> list[Attempt]:
+    """Returns those of a run; the log may hold more, of other policies and questions."""
+    wanted = {(q.question_id, policy.label) for q in run.questions for policy in run.policies}
+    return [made for key, made in log.attempts.items() if key in wanted]
 
 
 def _by_service(settings: Sequence[ServiceSetting]) -> Mapping[str, Mapping[str, str]]:
@@ -175,7 +182,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 3
     labels = [policy.label for policy in run.policies]
-    attempts = list(log.attempts.values())
+    attempts = _attempts_of(run, log)
     result = Result(
         options.json.stem,
         (options.seed,),
@@ -196,9 +203,12 @@ def _identity(options: argparse.Namespace) -> Mapping[str, object]:
 
     Not the policies and the number of questions: more of either only adds attempts.
     """
-    names = ("pack", "seed", "instruction", "max_tokens", "max_step_tokens")
-    dataset = Path(options.dataset).name
-    return {"dataset": dataset, **{name: getattr(options, name) for name in names}}
+    names = ("pack", "seed", "instruction", "max_tokens", "max_step_tokens", "device", "threads")
+    return {
+        "dataset": Path(options.dataset).name,
+        **{name: getattr(options, name) for name in names},
+        "settings": [f"{s.name}.{s.variable}={s.value}" for s in sorted(options.set)],
+    }
 
 
 if __name__ == "__main__":

@@ -76,7 +76,11 @@ class ServerOverloaded(ServerError):
 
 
 class ServerRefused(ServerError):
-    """The server will not do what it was asked."""
+    """The server will not do what it was asked; `said` is the reason in its own words."""
+
+    def __init__(self, message: str, said: str) -> None:
+        self.said = said
+        super().__init__(message)
 
     def as_core(self, unavailable: type[ModelUnavailable]) -> ArbitrageError:
         """Returns a defect: what is sent is made here, so no caller can mend it."""
@@ -196,12 +200,13 @@ class HttpServer:
     def refusal(self, response: httpx2.Response, body: bytes) -> ServerError:
         """Returns the error that a response's status stands for."""
         status = response.status_code
-        said = f"{self.url}: answered {status}: {_said(body)}"
+        words = _said(body)
+        said = f"{self.url}: answered {status}: {words}"
         if status == httpx2.codes.TOO_MANY_REQUESTS:
             return ServerOverloaded(said, _retry_after_s(response))
         if status in {401, 403}:
             return KeyRefused(f"{said}; give it an API key that it knows")
-        return ServerRefused(said) if status in _REFUSALS else ServerUnavailable(said)
+        return ServerRefused(said, words) if status in _REFUSALS else ServerUnavailable(said)
 
     @contextmanager
     def failures(self) -> Iterator[None]:

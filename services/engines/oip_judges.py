@@ -10,7 +10,6 @@ import grpc
 from kserve import InferenceGRPCClient
 
 from arbitrage.core.errors import (
-    DeadlineExceeded,
     FieldInvalid,
     ModelUnavailable,
     Overloaded,
@@ -73,7 +72,7 @@ class _RemoteJudge:
 
         Raises:
             FieldInvalid: the server refuses the input.
-            Overloaded, DeadlineExceeded
+            Overloaded
             ModelUnavailable: the server does not answer, or not with judgements.
         """
         request = request_of(self._server.model, self._inputs, rows)
@@ -97,8 +96,7 @@ class _RemoteJudge:
             raise FieldInvalid("steps", "(not shown)", said, "send what it asks for") from error
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             raise Overloaded(f"{self._where}: {said}") from error
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise DeadlineExceeded(f"{self._where}: no answer in time") from error
+        # DEADLINE_EXCEEDED too: the time that ran out is this client's own, not a caller's.
         raise self._unavailable(f"{self._where}: {code.name}: {said}") from error
 
 

@@ -241,8 +241,8 @@ def _source(read: _Reader, entry: Mapping[str, object]) -> Source:
     kinds: tuple[Literal["hub", "parts", "url"], ...] = ("hub", "parts", "url")
     match [kind for kind in kinds if kind in entry]:
         case ["hub"]:
-            text = (read.text(entry, field) for field in ("hub", "revision", "file"))
-            return HubFile(*text)
+            repository, revision = (read.text(entry, field) for field in ("hub", "revision"))
+            return HubFile(repository, revision, read.path(entry, "file"))
         case ["parts"]:
             parts = tuple(
                 PackagePart(read.text(row, "package"), read.text(row, "member"))

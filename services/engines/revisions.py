@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -151,9 +152,15 @@ class RevisionStore:
             return local
         local = folder / revision
         if local.is_dir():
-            self._check(revision, local, expected)
-            return local
-        partial = folder / f"{revision}.{os.getpid()}.partial"
+            try:
+                self._check(revision, local, expected)
+            except RevisionError:
+                # The copy is damaged; what it was made of may not be.
+                shutil.rmtree(local, ignore_errors=True)
+            else:
+                return local
+        # A process's number alone is not its own where several containers share the folder.
+        partial = folder / f"{revision}.{socket.gethostname()}.{os.getpid()}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
 
@@ -163,7 +170,12 @@ class RevisionStore:
 
         self._reached(copy)
         self._check(revision, partial, expected)
-        partial.replace(local)
+        try:
+            partial.replace(local)
+        except OSError:
+            # Another process was sooner.
+            shutil.rmtree(partial, ignore_errors=True)
+            self._check(revision, local, expected)
         return local
 
     def _path(self, revision: str) -> str:

@@ -135,6 +135,8 @@ class TgiServer:
         self, client: AsyncInferenceClient, completion: Completion
     ) -> AsyncIterable[TextGenerationStreamOutput]:
         sampling = completion.sampling
+        # A TGI that is told how to draw draws, `do_sample` or not.
+        is_drawn = sampling.temperature > 0.0
         # The factory is the whole process's, and nothing comes between here and its use.
         set_async_client_factory(self._http.lent_client)
         return await client.text_generation(
@@ -144,12 +146,12 @@ class TgiServer:
             max_new_tokens=completion.max_tokens,
             stop=[SEPARATOR],
             return_full_text=False,
-            do_sample=sampling.temperature > 0.0,
+            do_sample=is_drawn,
             # TGI refuses what would change nothing: a temperature of 0, a top_p of 1.
             temperature=sampling.temperature or None,
-            top_p=sampling.top_p if sampling.top_p < 1.0 else None,
-            top_k=sampling.top_k or None,
-            seed=completion.seed,
+            top_p=sampling.top_p if is_drawn and sampling.top_p < 1.0 else None,
+            top_k=sampling.top_k or None if is_drawn else None,
+            seed=completion.seed if is_drawn else None,
             top_n_tokens=(self._top_logprobs or None) if completion.wants_entropy else None,
         )
 
@@ -207,7 +209,7 @@ class TgiServer:
             case OverloadedError():
                 return ServerOverloaded(said)
             case ValidationError():
-                return ServerRefused(said)
+                return ServerRefused(said, str(error))
             case IncompleteGenerationError():
                 return ConnectionBroken(said)
             case _:

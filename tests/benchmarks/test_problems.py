@@ -44,6 +44,13 @@ def test_any_file_with_questions_and_answers_will_do(tmp_path: Path) -> None:
     assert load_questions(path) == (Question("0", "1 + 1?", "2"),)
 
 
+def test_lines_end_where_json_ends_and_an_id_that_is_null_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"question": f"1\u2028+ {number}?", "answer": "2", "idx": None} for number in (1, 2)]
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n")
+    assert [question.question_id for question in load_questions(str(path))] == ["0", "1"]
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
@@ -51,6 +58,7 @@ def test_any_file_with_questions_and_answers_will_do(tmp_path: Path) -> None:
         ([{"question": "a", "answer": ""}], "row 0 has none of final_answer, answer; rename"),
         (["a"], "line 1 is no object"),
         ([], "has no rows"),
+        ([{"question": "a", "answer": "b", "id": 7}] * 2, "2 rows have the id '7'; give each"),
     ],
 )
 def test_a_file_without_them_is_refused(tmp_path: Path, rows: list[Any], said: str) -> None:
@@ -158,6 +166,13 @@ def test_a_run_that_was_stopped_goes_on_and_asks_nothing_twice(tmp_path: Path) -
     result = json.loads((tmp_path / "r.json").read_text())
     assert [arm["n"] for arm in result["arms"]] == [2, 2]
     assert result["benchmark"] == "r"
+    # Of a log that holds more, a smaller run takes its own.
+    assert run("--n", "2", "--policies", "target_only").returncode == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert [(arm["policy"], arm["n"]) for arm in result["arms"]] == [("target_only", 2)]
+    elsewhere = run("--n", "2", "--set", "draft.max_batch=2")
+    assert elsewhere.returncode == 2
+    assert "holds attempts of another run" in elsewhere.stderr
     refused = run("--n", "2", "--max-tokens", "99")
     assert refused.returncode == 2
     assert "holds attempts of another run" in refused.stderr

@@ -112,6 +112,18 @@ def test_a_changed_file_is_refused_by_name(
         store.fetch(revision, tmp_path)
 
 
+def test_a_copy_that_was_damaged_is_fetched_again(
+    tmp_path: Path, checkpoint: Callable[[str], Path]
+) -> None:
+    store = RevisionStore(f"memory://{tmp_path.name}")
+    revision = store.add(checkpoint("a"))
+    copy = store.fetch(revision, tmp_path / "cache") / "model.safetensors"
+    copy.write_bytes(b"other")
+    store.fetch(revision, tmp_path / "cache")
+    assert copy.read_bytes() == b"a" * 100
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [revision]
+
+
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_what_was_damaged_is_mended_by_adding_it_again(
     location: str, tmp_path: Path, checkpoint: Callable[[str], Path], damage: str

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import httpx2
 import pytest
 
 from arbitrage.core.errors import (
@@ -18,7 +19,7 @@ from arbitrage.core.errors import (
 )
 from arbitrage.core.ports import StepRequest
 from arbitrage.core.steps import ModelIdentity, Sampling, StopReason, Trajectory
-from services.engines.engine_http import EngineSetupError, HttpOptions, HttpServer
+from services.engines.engine_http import EngineSetupError, HttpOptions, HttpServer, ServerRefused
 from services.engines.engine_prompts import PlainText
 from services.engines.remote_generator import RemoteGenerator, RemoteModel
 from services.engines.tgi_server import TgiServer
@@ -93,7 +94,7 @@ async def test_counts_revision_and_context_come_from_the_server() -> None:
 async def test_what_is_drawn_is_said_as_tgi_takes_it() -> None:
     fake = FakeTgi(TWO_STEPS)
     async with generator(fake) as (engine, server):
-        await write(engine, ASKED)
+        await write(engine, replace(ASKED, sampling=Sampling(0.0, 0.9, 40, 7)))
         await write(engine, StepRequest(Trajectory("1?"), 9, Sampling(0.7, 0.9, 40, 0)))
         await write(engine, StepRequest(Trajectory("1?"), 9, Sampling(1.0)))
     greedy, drawn, free = (body["parameters"] for body in fake.bodies)
@@ -120,6 +121,7 @@ async def test_entropy_is_of_the_tokens_that_the_server_names() -> None:
     [
         (422, "`stop` is no list", "validation", Internal),
         (422, "`inputs` tokens must be <= 9 context", "validation", ContextTooLong),
+        (422, "`inputs` must have less than 9 tokens. Given: 12", "validation", ContextTooLong),
         (424, "Request failed during generation", "generation", TargetUnavailable),
         (429, "Model is overloaded", "overloaded", Overloaded),
         (500, "Incomplete generation", "incomplete_generation", TargetUnavailable),
@@ -135,6 +137,17 @@ async def test_an_error_of_tgi_is_an_error_of_ours(
             await write(engine, ASKED)
     if error is not ContextTooLong:
         assert said in str(caught.value)
+
+
+async def test_a_refusal_is_read_by_the_servers_own_words() -> None:
+    http = HttpServer(HttpOptions("http://long-context.example"))
+    try:
+        refusal = http.refusal(httpx2.Response(400), b'{"error": "no seed"}')
+    finally:
+        await http.close()
+    assert "long-context" in str(refusal)
+    assert isinstance(refusal, ServerRefused)
+    assert refusal.said == "no seed"
 
 
 async def test_a_full_tgi_says_when_to_come_back() -> None:

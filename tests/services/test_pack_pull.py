@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import SO_LINGER, SOL_SOCKET
 from threading import Thread
 from typing import Any
 
@@ -43,6 +48,14 @@ class FileServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: FileServer
 
+    def do_HEAD(self) -> None:
+        content = self.server.files[self.path]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", '"' + hashlib.sha256(content).hexdigest() + '"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.end_headers()
+
     def do_GET(self) -> None:
         asked = self.headers.get("Range")
         self.server.ranges.append(asked)
@@ -57,6 +70,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200 if asked is None else 206)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
+        if self.path.startswith("/org/"):
+            # Closed with a reset, as by a network that fails.
+            self.wfile.write(content[start : start + 1000])
+            self.wfile.flush()
+            self.connection.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            return
         self.wfile.write(content[start : self.server.breaks_at])
         self.server.breaks_at = None
 
@@ -225,6 +245,34 @@ def test_what_came_before_a_connection_broke_is_gone_on_with(
     pull_pack(pack, Told())
     assert verify_pack(pack) == ()
     assert server.ranges == [None, "bytes=1000-"]
+
+
+def test_a_source_that_never_ends_fills_no_disk(
+    tmp_path: Path, server: FileServer, fetched: Path
+) -> None:
+    server.files["/a"] = WEIGHTS * 20
+    pack = write_pack(tmp_path, {"url": server.url("/a")})
+    with pytest.raises(PullFailed, match=f"sends more than the file's {len(WEIGHTS)} bytes"):
+        pull_pack(pack, Told())
+    assert list((fetched / "little" / "draft").iterdir()) == []
+
+
+def test_where_the_hubs_connection_breaks_the_next_source_is_asked(
+    tmp_path: Path, server: FileServer
+) -> None:
+    server.files["/a"] = WEIGHTS
+    server.files["/org/small/resolve/main/a.gguf"] = WEIGHTS
+    hub = {"hub": "org/small", "revision": "main", "file": "a.gguf"}
+    pack = write_pack(tmp_path, hub, {"url": server.url("/a")})
+    # The hub's client reads where the hub is once, when it is imported.
+    environ = {**os.environ, "HF_ENDPOINT": server.url(""), "HF_HOME": str(tmp_path / "hub")}
+    command = [sys.executable, "-m", "services.cli", "models", "pull", f"{pack.folder}/"]
+    run = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "Traceback" not in run.stderr
+    assert len(server.ranges) >= 2
+    assert f"from {server.url('/a')}" in run.stdout + run.stderr
+    assert verify_pack(pack) == ()
 
 
 def test_a_mirror_is_asked_first(tmp_path: Path, server: FileServer) -> None:
