@@ -183,14 +183,14 @@ class HttpServer:
         """Answers one request of a route, whatever happens."""
         headers = Headers(scope=scope)
         served = ServedCall(name, headers.items())
-        reply = _Reply(scope, receive, send, self._settings.write_timeout_s)
+        reply = _Reply(scope, receive, self._closing(send), self._settings.write_timeout_s)
         started_s = time.monotonic()
         status, reason = CLIENT_GONE, None
         try:
             try:
                 async with self.gate.passed():
                     _check_route(scope, method, name)
-                    body = await _read(receive, self._settings.max_message_mib)
+                    body = await self._body(receive)
                     async with in_background(_raise_when_gone(receive)):
                         parameters = scope.get("path_params", {})
                         answer = await getattr(self._servicer, name)(headers, body, **parameters)
@@ -210,6 +210,30 @@ class HttpServer:
         finally:
             self._metrics.count(name, status, time.monotonic() - started_s)
             served.end(str(status), reason)
+
+    async def _body(self, receive: Receive) -> bytes:
+        seconds = self._settings.write_timeout_s
+        try:
+            async with asyncio.timeout(seconds):
+                return await _read(receive, self._settings.max_message_mib)
+        except TimeoutError:
+            raise HttpError(
+                408,
+                "request_timeout",
+                f"the body was not there within {seconds:g} s; send it faster, or raise "
+                "ARBITRAGE_WRITE_TIMEOUT_S",
+            ) from None
+
+    def _closing(self, send: Send) -> Send:
+        """Returns what sends, and tells a client of a server that ends to connect to another."""
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start" and not self.gate.is_open:
+                headers = [*message.get("headers", ()), (b"connection", b"close")]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return sent
 
 
 class _Endpoint:

@@ -61,6 +61,7 @@ async def served_over_http(
         lifespan="off",
         loop="asyncio",
         server_header=False,
+        ws="none",
         timeout_graceful_shutdown=grace_s,
     )
     config.load()

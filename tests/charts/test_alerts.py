@@ -133,6 +133,30 @@ def test_an_alert_fires_when_it_should_and_only_then(
     assert fired(tmp_path, alert, series, at) is fires
 
 
+def test_a_gateways_alerts_count_gateways(tmp_path: Path) -> None:
+    gateway = {"gateway": VALUES["target"]}
+    groups = yaml.safe_load(rule_file(tmp_path, {**VALUES, **gateway}).read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    found = {
+        rule["alert"]: rule["expr"]
+        for rule in rules
+        if rule.get("labels", {}).get("component") == "gateway"
+    }
+    for alert in ("AutoscalerInert", "AtMaxReplicas"):
+        own = f'count(arbitrage_http_seconds_count{{namespace="{NAMESPACE}",release="try",route='
+        assert own in found[alert]
+        assert "count(arbitrage_solutions_running" not in found[alert]
+
+
+def test_a_model_that_loads_slowly_is_no_sleeping_autoscaler(tmp_path: Path) -> None:
+    slow = {"probes": {"startup": {"periodSeconds": 10, "failureThreshold": 180}}}
+    values = {**VALUES, "target": {**VALUES["target"], **slow}}
+    groups = yaml.safe_load(rule_file(tmp_path, values).read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    [inert] = [rule for rule in rules if rule.get("alert") == "AutoscalerInert"]
+    assert inert["for"] == "35m"
+
+
 def test_another_release_raises_no_alert_here(tmp_path: Path) -> None:
     other = {name.replace('"try"', '"other"'): value for name, value in load("41x60").items()}
     assert not fired(tmp_path, "AutoscalerInert", {**other, **load("1x60")}, "25m")

@@ -361,6 +361,14 @@ def test_the_openai_api_has_a_name_of_its_own_outside() -> None:
         for one in ingresses.values()
     }
     assert protocols == {"arbitrage.example.com": "GRPCS", "openai.example.com": "HTTPS"}
+    for one in ingresses.values():
+        told = one["metadata"]["annotations"]
+        assert told["nginx.ingress.kubernetes.io/proxy-read-timeout"] == "3600"
+    mine = {"nginx.ingress.kubernetes.io/proxy-read-timeout": "60"}
+    values, *_ = CASES["secrets"]
+    mended = rendered({**values, "ingress": {**values["ingress"], "annotations": mine}})
+    for one in of_kind(mended, "Ingress").values():
+        assert mine.items() <= one["metadata"]["annotations"].items()
     certificates = {
         tuple(tls["hosts"]): tls["secretName"]
         for one in ingresses.values()
@@ -433,6 +441,18 @@ def test_every_stage_of_retraining_has_the_credentials_and_the_identity_that_it_
     assert all(one["envFrom"] == [{"secretRef": {"name": "bucket"}}] for one in stages)
     account = of_kind(objects, "ServiceAccount")["try-arbitrage-router-training"]
     assert account["metadata"]["annotations"] == {"role": "trainer"}
+
+
+def test_what_the_notes_say_to_type_has_the_names_of_certificates_and_the_key() -> None:
+    values, *files = CASES["paper-vllm"]
+    for name, one in of_kind(rendered(values, *files), "Certificate").items():
+        assert ("localhost" in one["spec"]["dnsNames"]) is name.endswith(
+            ("-orchestrator", "-gateway")
+        )
+    told = notes({"auth": {"keysSecret": "keys"}, "tests": {"enabled": False}})
+    assert "ARBITRAGE_API_KEY=KEY arbitrage ask" in told
+    assert '-H "Authorization: Bearer KEY" -d' in told
+    assert "KEY" not in notes()
 
 
 def test_the_gateway_asks_the_orchestrator_and_passes_keys_on() -> None:

@@ -93,6 +93,14 @@ def test_retraining_reaches_a_store_on_a_port_of_its_own() -> None:
     assert {edge.caller for edge in edges if edge.port == 9000} == {"router-training"}
 
 
+def test_every_address_of_a_list_is_reached() -> None:
+    addresses = {"draft": {"address": "a.example:50051,b.example:50061"}}
+    edges = allowed_edges(rendered({**addresses, "routerTraining": TRAINING}))
+    for caller in ("orchestrator", "router-training"):
+        for port in (50051, 50061):
+            assert Edge(caller, ANYONE, port) in edges
+
+
 def test_the_dns_may_listen_elsewhere() -> None:
     edges = allowed_edges(rendered({"networkPolicy": {"dns": {"ports": [5353]}}}))
     moved = {edge._replace(port=5353) if edge.port == 53 else edge for edge in PICTURE}

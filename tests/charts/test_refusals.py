@@ -65,6 +65,10 @@ BY_SCHEMA = [
         ("/draft/engine/env/0", "'valu' not allowed"),
     ),
     (deeply("target.resources.requests.cpu", -1), ("/target/resources/requests/cpu", "minimum")),
+    (
+        deeply("metrics.prometheusRule.thresholds.availability", 0.9),
+        ("/metrics/prometheusRule/thresholds/availability", "minimum"),
+    ),
     (deeply("networkPolicy.dns.ports", []), ("/networkPolicy/dns/ports", "minItems")),
     (deeply("target.resources.limits.gpu", 1), ("/target/resources/limits", "'gpu' not allowed")),
     (deeply("target.podLabels", {"a b": "c"}), ("/target/podLabels", "'a b' not allowed")),
@@ -124,6 +128,52 @@ BY_TEMPLATE = [
         {**of("target", autoscaling=KEDA), "extraObjects": [TARGET_HPA]},
         "extraObjects: the HorizontalPodAutoscaler of try-arbitrage-target would be a second "
         "autoscaler beside target.autoscaling.mode keda, and both would fight; drop it",
+    ),
+    (
+        of("target", gpu={"count": 1}, settings={"KV_CACHE_MIB": 9, "DEVICE": "cpu"}),
+        "target.settings.DEVICE: ARBITRAGE_DEVICE is made by the chart of other values; set those",
+    ),
+    (
+        {
+            "tls": {"enabled": True, "certManager": {"enabled": True, "issuerRef": {"name": "ca"}}},
+            **of("orchestrator", settings={"MODELS_TLS_CA": "/x"}),
+        },
+        "orchestrator.settings.MODELS_TLS_CA: ARBITRAGE_MODELS_TLS_CA is made by the chart",
+    ),
+    (
+        of("draft", extraEnv=[{"name": "HOME", "value": "/x"}]),
+        "draft.extraEnv: HOME is given by the chart already, and would be there twice; leave it",
+    ),
+    (
+        of("draft", engine={"mode": "sidecar", "image": "a/b:1", "env": [{"name": "USER"}]}),
+        "draft.engine.env: USER is given by the chart already, and would be there twice",
+    ),
+    (
+        of(
+            "draft",
+            engine={"mode": "sidecar", "image": "a/b:1", "env": [{"name": "HF_TOKEN"}]},
+            modelCache={"tokenSecret": "hub"},
+        ),
+        "draft.engine.env: HF_TOKEN is given by the chart already",
+    ),
+    (
+        of("prm", service={"kservePort": 9464}),
+        "prm.service.kservePort: is 9464 as service.port or service.metricsPort is; give it",
+    ),
+    (
+        {"routerTraining": {**TRAINING, "store": {"accessMode": "ReadOnlyMany"}}},
+        "routerTraining.store.accessMode: is ReadOnlyMany, but its jobs write there; take",
+    ),
+    (
+        {
+            "routerTraining": {
+                **TRAINING,
+                "store": {"accessMode": "ReadWriteOnce"},
+                "collect": {"shards": 1},
+            },
+            **of("router", model={"reference": "/store/routers"}),
+        },
+        "routerTraining.store.accessMode: is ReadWriteOnce, but the router reads it too, perhaps",
     ),
     (of("target", settings={"PORT": 1}), "target.settings.PORT: ARBITRAGE_PORT is made by the"),
     (

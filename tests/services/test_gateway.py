@@ -343,6 +343,29 @@ async def test_a_client_that_reads_nothing_loses_its_place() -> None:
             assert not reader.at_eof()
 
 
+async def test_a_body_that_never_ends_is_not_waited_for(
+    orchestrator: ScriptedOrchestrator,
+) -> None:
+    async with running_gateway(orchestrator.address, write_timeout_s=0.2) as gateway:
+        reader, writer = await asyncio.open_connection(*gateway.url[7:].split(":"))
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 99"
+        writer.write(f"{head}\r\n\r\n{{".encode())
+        assert b" 408 " in await reader.readline()
+        assert b"ARBITRAGE_WRITE_TIMEOUT_S" in await reader.readuntil(b"}}")
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_an_upgrade_is_answered_as_the_request_that_it_is(
+    orchestrator: ScriptedOrchestrator,
+) -> None:
+    upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    upgrade["sec-websocket-key"] = "MDEyMzQ1Njc4OTAxMjM0NQ=="
+    async with running_gateway(orchestrator.address) as gateway, httpx2.AsyncClient() as client:
+        answer = await client.get(f"{gateway.url}/v1/models", headers=upgrade)
+    assert answer.status_code == 200
+
+
 async def test_a_body_that_is_too_large_is_refused(orchestrator: ScriptedOrchestrator) -> None:
     large = {**ASKED, "messages": [{"role": "user", "content": "x" * (1 << 20)}]}
     async with running_gateway(orchestrator.address, max_message_mib=1) as gateway:
@@ -404,7 +427,10 @@ async def test_a_request_past_the_grace_is_told_so(orchestrator: ScriptedOrchest
             with pytest.raises(openai.APIError, match="the server stopped before the call ended"):
                 await asking
             assert (await gateway.get("/health")).status_code == 503
-            assert (await gateway.post(ASKED)).status_code == 503
+            refused = await gateway.post(ASKED)
+            assert refused.status_code == 503
+            # The next request is to find another gateway, not this one's open connection.
+            assert refused.headers["connection"] == "close"
         assert silent.cancelled.wait(10)
 
 

@@ -7,7 +7,7 @@ fix. All of them are told at once.
 {{- $problems := list -}}
 {{- $components := fromYaml (include "arbitrage.components" .) -}}
 {{- range $name, $c := $components -}}
-{{- $problems = concat $problems (fromYamlArray (include "arbitrage.componentProblems" (dict "root" $ "c" $c))) -}}
+{{- $problems = concat $problems (fromYamlArray (include "arbitrage.componentProblems" (dict "root" $ "c" $c "components" $components))) -}}
 {{- end -}}
 {{- $problems = concat $problems (fromYamlArray (include "arbitrage.releaseProblems" (dict "root" . "components" $components))) -}}
 {{- if $problems -}}
@@ -59,8 +59,13 @@ fix. All of them are told at once.
 - {{ printf "%s.autoscaling.mode: is %s, but no %s is deployed here; set mode none" $name $scale.mode $name | quote }}
 {{- end }}
 {{- end }}
+{{- $bare := deepCopy $c }}
+{{- $_ := set $bare "settings" dict }}
+{{- $_ := set $bare "extraEnv" list }}
+{{- $given := list }}
+{{- range fromYamlArray (include "arbitrage.environment" (dict "root" .root "c" $bare "components" .components)) }}{{ $given = append $given .name }}{{ end }}
 {{- range $setting, $_ := $c.settings }}
-{{- if has $setting (list "HOST" "PORT" "METRICS_PORT" "SHUTDOWN_GRACE_S" "LOG_LEVEL" "LOG_FORMAT" "ROLE" "MODEL" "MODEL_ID" "ENGINE" "ENGINE_URL" "DRAFT_ADDRESS" "TARGET_ADDRESS" "PRM_ADDRESS" "ROUTER_ADDRESS" "ORCHESTRATOR_ADDRESS" "STORE_URL" "API_KEYS_FILE" "TLS_CERTIFICATE" "TLS_KEY") }}
+{{- if or (has (printf "ARBITRAGE_%s" $setting) $given) (has $setting (list "HOST" "PORT" "METRICS_PORT" "SHUTDOWN_GRACE_S" "LOG_LEVEL" "LOG_FORMAT" "ROLE" "MODEL" "MODEL_ID" "ENGINE" "ENGINE_URL" "DRAFT_ADDRESS" "TARGET_ADDRESS" "PRM_ADDRESS" "ROUTER_ADDRESS" "ORCHESTRATOR_ADDRESS" "STORE_URL" "API_KEYS_FILE" "TLS_CERTIFICATE" "TLS_KEY" "TLS_CLIENT_CA" "ALLOWED_CALLERS" "DEVICE")) }}
 - {{ printf "%s.settings.%s: ARBITRAGE_%s is made by the chart of other values; set those instead (docs/deploy.md)" $name $setting $setting | quote }}
 {{- end }}
 {{- end }}
@@ -69,6 +74,11 @@ fix. All of them are told at once.
 {{- range $entry := $c.extraEnv }}
 {{- if hasPrefix "ARBITRAGE_" $entry.name }}
 - {{ printf "%s.extraEnv: %s belongs in %s.settings, as %s" $name $entry.name $name (trimPrefix "ARBITRAGE_" $entry.name) | quote }}
+{{- end }}
+{{- end }}
+{{- range $entry := $c.extraEnv }}
+{{- if has $entry.name $given }}
+- {{ printf "%s.extraEnv: %s is given by the chart already, and would be there twice; leave it out" $name $entry.name | quote }}
 {{- end }}
 {{- end }}
 {{- if $c.isModel }}
@@ -171,6 +181,9 @@ fix. All of them are told at once.
 {{- if and (ne (int $c.service.kservePort) 0) (has $name (list "draft" "target")) }}
 - {{ printf "%s.service.kservePort: is set, but only prm and router speak KServe's protocol; set it to 0" $name | quote }}
 {{- end }}
+{{- if has (int $c.service.kservePort) (list (int $c.service.port) (int $c.service.metricsPort)) }}
+- {{ printf "%s.service.kservePort: is %d as service.port or service.metricsPort is; give it another" $name (int $c.service.kservePort) | quote }}
+{{- end }}
 {{- if and (ne (int $c.service.kservePort) 0) .root.Values.tls.enabled .root.Values.tls.mutual }}
 - {{ printf "%s.service.kservePort: is set, but tls.mutual lets only the orchestrator in, and that port asks nobody who they are; set it to 0, or tls.mutual=false" $name | quote }}
 {{- end }}
@@ -188,6 +201,16 @@ fix. All of them are told at once.
 {{- end }}
 {{- if and (eq $engine.mode "sidecar") (has (int $engine.port) (list (int $c.service.port) (int $c.service.metricsPort))) }}
 - {{ printf "%s.engine.port: is %d, which the generator listens on itself; give another" $name (int $engine.port) | quote }}
+{{- end }}
+{{- $own := list "HOME" "USER" }}
+{{- if eq $engine.mode "sidecar" }}
+{{- $own = append $own "XDG_CACHE_HOME" }}
+{{- range fromYamlArray (include "arbitrage.engineCacheEnvironment" $c) }}{{ $own = append $own .name }}{{ end }}
+{{- end }}
+{{- range $entry := $engine.env }}
+{{- if has $entry.name $own }}
+- {{ printf "%s.engine.env: %s is given by the chart already, and would be there twice; leave it out" $name $entry.name | quote }}
+{{- end }}
 {{- end }}
 {{- if and (eq $engine.mode "kserve") (not $engine.storageUri) }}
 - {{ printf "%s.engine.storageUri: is empty, but engine.mode is kserve; say where KServe gets the model, such as hf://org/name" $name | quote }}
@@ -296,6 +319,12 @@ fix. All of them are told at once.
 {{- end }}
 {{- if and (not $training.store.existingClaim) (ne $training.store.accessMode "ReadWriteMany") (gt (int $training.collect.shards) 1) }}
 - {{ printf "routerTraining.store.accessMode: is %s, but %d shards write to it at once; take ReadWriteMany, or set routerTraining.collect.shards=1" $training.store.accessMode (int $training.collect.shards) | quote }}
+{{- end }}
+{{- if and (not $training.store.existingClaim) (eq $training.store.accessMode "ReadOnlyMany") }}
+- "routerTraining.store.accessMode: is ReadOnlyMany, but its jobs write there; take ReadWriteMany"
+{{- end }}
+{{- if and (not $training.store.existingClaim) (hasPrefix "ReadWriteOnce" $training.store.accessMode) .components.router.isDeployed (include "arbitrage.readsStore" (dict "root" .root "c" .components.router)) }}
+- {{ printf "routerTraining.store.accessMode: is %s, but the router reads it too, perhaps on another node; take ReadWriteMany, or promote to a bucket" $training.store.accessMode | quote }}
 {{- end }}
 {{- if and $training.train.fromFeedback (eq $values.redis.mode "none") }}
 - "routerTraining.train.fromFeedback: is true, but redis.mode is none, and the feedback lies in Redis; set redis.mode to bundled or external"

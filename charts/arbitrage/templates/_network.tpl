@@ -46,6 +46,13 @@
 {{- if $port -}}{{ trimPrefix ":" $port }}{{- else if hasPrefix "http://" . -}}80{{- else -}}443{{- end -}}
 {{- end -}}
 
+{{/* Egress to what runs elsewhere, at one address or several. Takes root and address. */}}
+{{- define "arbitrage.addressRule" -}}
+{{- $ports := list -}}
+{{- range splitList "," .address }}{{ $ports = append $ports (include "arbitrage.portOf" .) }}{{ end -}}
+{{ include "arbitrage.outsideRule" (dict "root" .root "ports" (uniq $ports)) }}
+{{- end -}}
+
 {{/* Egress of a model to its engine, its files and its collector. Takes root and c. */}}
 {{- define "arbitrage.modelEgress" -}}
 {{- $c := .c -}}
@@ -69,9 +76,7 @@
 {{- if $c.isDeployed }}
 {{ include "arbitrage.insideRule" (dict "root" $root "name" $name "port" $c.service.port) }}
 {{- else if $c.reach }}
-{{- $ports := list }}
-{{- range splitList "," $c.address }}{{ $ports = append $ports (include "arbitrage.portOf" .) }}{{ end }}
-{{ include "arbitrage.outsideRule" (dict "root" $root "ports" (uniq $ports)) }}
+{{ include "arbitrage.addressRule" (dict "root" $root "address" $c.address) }}
 {{- end }}
 {{- end }}
 {{- include "arbitrage.redisEgress" $root }}
