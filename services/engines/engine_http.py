@@ -13,10 +13,11 @@ ServerError
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from services.engines.engine_transport import LentTransport, Utf8Transport
 _CONNECT_TIMEOUT_S = 5.0
 _LONGEST_SAID = 400  # characters of a server's own words that an error repeats
 _LONGEST_RETRY_S = 600.0
+_END_PATIENCE_S = 0.25
 _REFUSALS = frozenset({400, 405, 409, 410, 413, 414, 415, 422})
 _LAST_EVENT = "[DONE]"
 
@@ -156,7 +158,7 @@ class HttpServer:
     async def events(self, path: str, body: object) -> AsyncGenerator[str]:
         """Yields what each server-sent event that answers `body` carries, up to the last.
 
-        Closing the iterator closes the connection, which is how a server hears of it.
+        Closing the iterator before that closes the connection, which is how a server hears of it.
 
         Raises:
             ServerError: also where the stream ends without the event that says it is over.
@@ -168,8 +170,10 @@ class HttpServer:
                     self._client.sse(self.url + path, method="POST", json=body)
                 )
                 await self.check(source.response)
-                async for event in source:
+                events = aiter(source)
+                async for event in events:
                     if event.data == _LAST_EVENT:
+                        await read_out(events)
                         return
                     yield event.data
         raise ConnectionBroken(f"{self.url}: the stream ended before its last event")
@@ -240,6 +244,17 @@ class HttpServer:
             async with self._client.stream(method, self.url + path, json=body) as response:
                 await self.check(response)
                 return self.parsed(await response.aread())
+
+
+async def read_out(rest: AsyncIterable[object]) -> None:
+    """Reads on to the end of an answer that is whole, so that its connection serves the next call.
+
+    Nothing that happens on the way matters any more, and the end is not waited for long.
+    """
+    with suppress(Exception):
+        async with asyncio.timeout(_END_PATIENCE_S):
+            async for _ in rest:
+                pass
 
 
 def read_key(path: Path) -> str:

@@ -37,6 +37,7 @@ from services.engines.engine_http import (
     ServerOverloaded,
     ServerRefused,
     ServerUnavailable,
+    read_out,
 )
 from services.engines.engine_server import (
     Completion,
@@ -117,6 +118,7 @@ class TgiServer:
                         if output.details is None:
                             yield self._piece(output)
                             continue
+                        await read_out(outputs)
                         yield self._last_piece(output)
                         yield self._end(output)
                         return

@@ -39,8 +39,8 @@ _TYPES: Final[Mapping[int, str]] = MappingProxyType(
         504: "server_error",
     }
 )
-# Those that no error of ours stands for: no such path, method or model, and a body too large.
-STATUSES: Final = (200, 404, 405, 413, *sorted(set(_STATUSES.values())))
+# Those that no error of ours stands for: no such path, method or model, a body late or too large.
+STATUSES: Final = (200, 404, 405, 408, 413, *sorted(set(_STATUSES.values())))
 
 
 class HttpError(ArbitrageError):

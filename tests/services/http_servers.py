@@ -80,11 +80,15 @@ Handler = Callable[[HttpRequest, HttpReply], Awaitable[None]]
 
 @dataclass
 class HttpTestServer:
-    """A server that is running; `requests` are all that came, `gone_count` who left early."""
+    """A server that is running; `requests` are all that came, `gone_count` who left early.
+
+    `connection_count` is how many connections were opened.
+    """
 
     url: str
     requests: list[HttpRequest] = field(default_factory=list)
     gone_count: int = 0
+    connection_count: int = 0
 
 
 @asynccontextmanager
@@ -103,6 +107,7 @@ async def http_server(
 
     # No coroutine: a task of asyncio's that is cancelled before its first turn closes nothing.
     def taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        running.connection_count += 1
         connections[asyncio.ensure_future(serve(reader, writer))] = writer
 
     server = await asyncio.start_server(taken, "127.0.0.1", 0, ssl=tls)

@@ -406,6 +406,29 @@ async def test_a_stream_that_makes_no_sense_is_unavailable(handler: Handler, sai
     assert "http://127.0.0.1" in str(error)
 
 
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+async def test_one_connection_serves_step_after_step(dialect: Dialect) -> None:
+    async with generator(FakeOpenAi(TWO_STEPS, dialect)) as (engine, server):
+        for _ in range(3):
+            await write(engine, ASKED)
+    assert len(server.requests) > 3
+    assert server.connection_count == 1
+
+
+async def test_a_server_that_stays_after_its_last_event_is_left() -> None:
+    async def stay(_: HttpRequest, reply: HttpReply) -> None:
+        await reply.begin()
+        await reply.event({"choices": [{"text": "Two", "finish_reason": "length"}]})
+        await reply.event("[DONE]")
+        await asyncio.Event().wait()
+
+    async with generator(Failing(stay), silence_timeout_s=3600.0) as (engine, server):
+        async with asyncio.timeout(60.0):
+            step = await write(engine, ASKED)
+        await until(lambda: server.gone_count == 1)
+    assert (step.text, step.stop_reason) == ("Two", StopReason.STEP_LENGTH)
+
+
 async def test_a_character_in_two_chunks_is_whole() -> None:
     euro = "€".encode()
     handler = streaming(

@@ -222,6 +222,14 @@ async def test_leaving_closes_the_connection() -> None:
         assert engine.stats().running_requests == 0
 
 
+async def test_one_connection_serves_step_after_step() -> None:
+    async with generator(FakeTgi(TWO_STEPS)) as (engine, server):
+        for _ in range(3):
+            await write(engine, ASKED)
+    assert len(server.requests) > 3
+    assert server.connection_count == 1
+
+
 async def test_a_tgi_with_another_model_is_refused_by_name() -> None:
     async with http_server(FakeTgi([])) as server:
         tgi = await asyncio.to_thread(lambda: TgiServer(HttpServer(HttpOptions(server.url))))
