@@ -146,7 +146,12 @@ CASES: Final[dict[str, tuple[dict[str, Any], *tuple[Path, ...]]]] = {
                 "scheduling": {"priorityClassName": "high", "runtimeClassName": "kata"},
                 "extraNetworkPolicy": {"egress": [{"ports": [{"port": 4317}]}]},
             },
-            "metrics": {"podMonitor": {"enabled": True}, "dashboard": {"enabled": True}},
+            "commonLabels": {"team": "physics", "part": "all"},
+            "metrics": {
+                "podMonitor": {"enabled": True, "labels": {"team": "metrics"}},
+                "prometheusRule": {"enabled": True, "labels": {"team": "metrics"}},
+                "dashboard": {"enabled": True, "labels": {"team": "metrics"}},
+            },
         },
     ),
 }

@@ -29,6 +29,16 @@ class Refused(Exception):
     """Helm did not take the values; the message is its own."""
 
 
+class _Strict(yaml.SafeLoader):
+    """Reads YAML, and takes no key twice: what is said last would win, and nobody would know."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        assert not twice, f"said twice{node.start_mark}: {twice}"
+        return super().construct_mapping(node, deep)
+
+
 def helm(*arguments: str | Path, given: str | None = None) -> str:
     """Runs Helm and returns what it writes.
 
@@ -46,7 +56,7 @@ def helm(*arguments: str | Path, given: str | None = None) -> str:
 def rendered(values: Values | None = None, *files: Path, release: str = RELEASE) -> list[Object]:
     """Returns the objects that the values make, over those of the files."""
     text = _template(json.dumps(values or {}), files, release)
-    return [found for found in yaml.safe_load_all(text) if found is not None]
+    return [found for found in yaml.load_all(text, _Strict) if found is not None]
 
 
 def sources(values: Values | None = None, *files: Path) -> dict[str, list[Object]]:
@@ -56,7 +66,7 @@ def sources(values: Values | None = None, *files: Path) -> dict[str, list[Object
     for part in text.split("\n---"):
         if _SOURCE in part:
             name = part.split(_SOURCE, 1)[1].splitlines()[0]
-            loaded = yaml.safe_load(part)
+            loaded = yaml.load(part, _Strict)
             if loaded is not None:
                 found.setdefault(name, []).append(loaded)
     return found

@@ -163,6 +163,20 @@ def test_a_job_that_changes_gets_another_name_because_jobs_cannot_be_changed() -
         assert not before & of_kind(rendered({**values, **change}), "Job").keys(), change
 
 
+def test_a_label_of_one_object_goes_before_that_of_all() -> None:
+    objects = rendered(*CASES["extras"])
+    for kind in ("PodMonitor", "PrometheusRule"):
+        for one in of_kind(objects, kind).values():
+            labels = one["metadata"]["labels"]
+            assert (labels["team"], labels["part"]) == ("metrics", "all"), kind
+    of_pods = {
+        name: one["spec"]["template"]["metadata"]["labels"]["team"]
+        for name, one in of_kind(objects, "Deployment").items()
+    }
+    assert of_pods.pop("try-arbitrage-orchestrator") == "maths"
+    assert set(of_pods.values()) == {"physics"}
+
+
 def test_the_helm_test_asks_for_one_solution_as_the_command_takes_it() -> None:
     for case in ("defaults", "paper-vllm", "extras"):
         objects = rendered(*CASES[case])

@@ -369,6 +369,10 @@ BY_TEMPLATE = [
         "commonLabels: app.kubernetes.io/instance is a label that the chart gives and selects by",
     ),
     (
+        deeply("metrics.serviceMonitor.labels", {"helm.sh/chart": "x"}),
+        "metrics.serviceMonitor.labels: helm.sh/chart is a label that the chart gives",
+    ),
+    (
         deeply("draft.podLabels", {"app.kubernetes.io/component": "x"}),
         "draft.podLabels: app.kubernetes.io/component is a label that the chart gives",
     ),

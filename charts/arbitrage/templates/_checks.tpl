@@ -232,6 +232,9 @@ fix. All of them are told at once.
 - {{ printf "fullnameOverride: objects would be called %q, which no Service may be; give one that begins with a letter and has only small letters, digits and -" $fullname | quote }}
 {{- end }}
 {{- include "arbitrage.labelProblems" (dict "place" "commonLabels" "labels" $values.commonLabels) }}
+{{- range $kind := list "serviceMonitor" "podMonitor" "prometheusRule" "dashboard" }}
+{{- include "arbitrage.labelProblems" (dict "place" (printf "metrics.%s.labels" $kind) "labels" (index $values.metrics $kind).labels) }}
+{{- end }}
 {{- if and $tls.certManager.enabled (not $tls.enabled) }}
 - "tls.certManager.enabled: is true, but tls.enabled is false, so nothing would use the certificates; set tls.enabled=true"
 {{- end }}

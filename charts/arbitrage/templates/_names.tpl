@@ -26,29 +26,35 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .name }}
 {{- end -}}
 
-{{/* Labels of an object of a component. Takes root and name. */}}
+{{/* Labels that the user gives: those of one object before those of all. Takes root and own. */}}
+{{- define "arbitrage.ownLabels" -}}
+{{- with merge dict (default dict .own) .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Labels of an object of a component. Takes root and name, and own where it has some. */}}
 {{- define "arbitrage.labels" -}}
 {{ include "arbitrage.selector" . }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- include "arbitrage.ownLabels" . }}
 {{- end -}}
 
 {{/*
 Labels of a pod. Without versions: a chart that is newer and says the same must not restart models.
-Takes root and name.
+Takes root and name, and own where it has some.
 */}}
 {{- define "arbitrage.podLabels" -}}
 {{ include "arbitrage.selector" . }}
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- include "arbitrage.ownLabels" . }}
 {{- end -}}
 
-{{/* metadata of a component's object. Takes root, name, and suffix where it has several of a kind. */}}
+{{/*
+metadata of a component's object. Takes root, name, suffix where it has several of a kind, and own
+where it has labels of its own.
+*/}}
 {{- define "arbitrage.metadata" -}}
 name: {{ include "arbitrage.fullname" .root }}-{{ .name }}{{ .suffix }}
 namespace: {{ .root.Release.Namespace }}
