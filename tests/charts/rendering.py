@@ -29,14 +29,15 @@ class Refused(Exception):
     """Helm did not take the values; the message is its own."""
 
 
-class _Strict(yaml.SafeLoader):
+class _Strict(yaml.SafeLoader):  # type: ignore[misc]  # the library has no types
     """Reads YAML, and takes no key twice: what is said last would win, and nobody would know."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         twice = {key for key in keys if keys.count(key) > 1}
         assert not twice, f"said twice{node.start_mark}: {twice}"
-        return super().construct_mapping(node, deep)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
 
 
 def helm(*arguments: str | Path, given: str | None = None) -> str:
