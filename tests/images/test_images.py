@@ -157,14 +157,16 @@ def test_a_solution_comes_out_of_the_images_by_the_command_in_one(ports: dict[st
 
 
 def test_the_gateway_answers_over_http(ports: dict[str, int]) -> None:
-    asked = {"model": "target_only", "messages": [{"role": "user", "content": "Compute 2 + 3."}]}
+    problem = bundled_problems(find_pack("tiny"), 1)[0]
+    asked = {"model": "target_only", "messages": [{"role": "user", "content": problem.text}]}
     url = f"http://127.0.0.1:{ports['gateway']}"
     transport = httpx2.HTTPTransport(retries=5)
     with httpx2.Client(base_url=url, transport=transport, timeout=180) as client:
         assert client.get("/health").json() == {"serving": True}
         answer = client.post("/v1/chat/completions", json=asked)
     assert answer.status_code == 200, answer.text
-    assert answer.json()["choices"][0]["finish_reason"] == "stop"
+    [choice] = answer.json()["choices"]
+    assert choice["finish_reason"] == "stop", choice
 
 
 def test_the_command_of_packs_runs_in_the_images_of_models() -> None:
