@@ -331,6 +331,10 @@ BY_TEMPLATE = [
         "target.resources.requests.memory: is 2Gi, more than limits.memory, 1Gi; lower it, or",
     ),
     (
+        of("target", resources={"requests": {"memory": "1025Mi"}, "limits": {"memory": "1Gi"}}),
+        "target.resources.requests.memory: is 1025Mi, more than limits.memory, 1Gi",
+    ),
+    (
         of("target", engine={"resources": {"requests": {"cpu": 2}, "limits": {"cpu": "1500m"}}}),
         "target.engine.resources.requests.cpu: is 2, more than limits.cpu, 1500m",
     ),

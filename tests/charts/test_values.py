@@ -121,6 +121,17 @@ def test_nothing_that_the_templates_need_can_be_taken_away() -> None:
         assert f"missing property '{path[-1]}'" in refusal(taken), path
 
 
+def test_every_block_of_the_schema_needs_all_of_its_keys() -> None:
+    def lacking(schema: dict[str, Any], place: str) -> Iterator[str]:
+        # What `definitions` has may be said in part: `defaults` has the rest.
+        for name, inside in schema.get("properties", {}).items():
+            if name not in schema.get("required", ()):
+                yield f"{place}.{name}"
+            yield from lacking(inside, f"{place}.{name}")
+
+    assert list(lacking(SCHEMA, "")) == []
+
+
 def test_every_value_has_a_line_that_says_what_it_is() -> None:
     lines = (CHART / "values.yaml").read_text().splitlines()
     keys = [index for index, line in enumerate(lines) if re.match(r"^ *[\w.-]+:", line)]
