@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -63,12 +65,16 @@ class Image:
         """Runs its own command until the block is left."""
         with log.open("wb") as written:
             process = subprocess.Popen(
-                self.entered(self.command, environ), stdout=written, stderr=written
+                self.entered(self.command, environ),
+                stdout=written,
+                stderr=written,
+                start_new_session=True,
             )
         try:
             yield process
         finally:
-            process.kill()
+            # A process that becomes another user no longer ends with its parent.
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
