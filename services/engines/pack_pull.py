@@ -6,6 +6,7 @@ half of one. What a broken pull has fetched so far is used by the next.
 
 from __future__ import annotations
 
+import errno
 import http.client
 import shutil
 import subprocess
@@ -41,6 +42,8 @@ _BLOCK_BYTES: Final = 1 << 20
 _TIMEOUT_S: Final = 60.0
 _PIP_TIMEOUT_S: Final = 1800.0
 _NO_SUCH_RANGE: Final = 416
+# What no other source would make better.
+_OWN_FAULTS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 # Its own; what its HTTP client raises; and what a client that is told to stay offline does.
 _HUB_ERRORS: Final = (
     HfHubHTTPError,
@@ -165,8 +168,10 @@ def _fetch_from_hub(source: HubFile, partial: Path, on_progress: Progress) -> No
                 source.repository, source.file, revision=source.revision, local_dir=folder
             )
         )
-    # OSError also for a file that came short; a full disk says so again at the next source.
+    # OSError also for a file that came short.
     except (*_HUB_ERRORS, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _OWN_FAULTS:
+            raise
         raise SourceGone(str(error) or type(error).__name__) from error
     on_progress(found.stat().st_size, "")
     found.replace(partial)

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +32,8 @@ from arbitrage.core.shown import one_line, shown
 FORMAT_VERSION = 1
 POINTER_NAME = "current.json"
 _REVISION = re.compile(r"[0-9a-f]{16}")
+# A copy that nothing was written to for so long is one whose process is gone.
+_ABANDONED_AFTER_S = 3600.0
 _Found = TypeVar("_Found")
 
 
@@ -162,6 +165,9 @@ class RevisionStore:
         # A process's number alone is not its own where several containers share the folder.
         partial = folder / f"{revision}.{socket.gethostname()}.{os.getpid()}.partial"
         shutil.rmtree(partial, ignore_errors=True)
+        for other in folder.glob("*.partial"):
+            if _is_abandoned(other):
+                shutil.rmtree(other, ignore_errors=True)
         partial.mkdir(parents=True)
 
         def copy() -> None:
@@ -172,9 +178,11 @@ class RevisionStore:
         self._check(revision, partial, expected)
         try:
             partial.replace(local)
-        except OSError:
-            # Another process was sooner.
+        except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if not local.is_dir():
+                raise RevisionError(f"{local}: cannot be written: {error}") from error
+            # Another process was sooner.
             self._check(revision, local, expected)
         return local
 
@@ -328,3 +336,12 @@ def _files_of(folder: Path) -> dict[str, str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _is_abandoned(partial: Path) -> bool:
+    try:
+        written_s = max(path.stat().st_mtime for path in (partial, *partial.iterdir()))
+    except OSError:
+        # Its own process has just finished with it.
+        return False
+    return time.time() - written_s > _ABANDONED_AFTER_S

@@ -225,10 +225,15 @@ class HttpServer:
             ) from None
 
     def _closing(self, send: Send) -> Send:
-        """Returns what sends, and tells a client of a server that ends to connect to another."""
+        """Returns what sends, and ends connections that are of no further use.
+
+        Those are a server's that ends, whose clients shall go to another one, and one on which the
+        rest of a body may come for ever.
+        """
 
         async def sent(message: Message) -> None:
-            if message["type"] == "http.response.start" and not self.gate.is_open:
+            is_start = message["type"] == "http.response.start"
+            if is_start and (message["status"] == 408 or not self.gate.is_open):
                 headers = [*message.get("headers", ()), (b"connection", b"close")]
                 message = {**message, "headers": headers}
             await send(message)

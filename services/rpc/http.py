@@ -61,6 +61,8 @@ async def served_over_http(
         lifespan="off",
         loop="asyncio",
         server_header=False,
+        # One parser wherever it runs, not the one that happens to be installed.
+        http="h11",
         ws="none",
         timeout_graceful_shutdown=grace_s,
     )

@@ -77,7 +77,9 @@ class ServerSettings(BaseModel):
         30.0, description="Time running calls get to end after SIGTERM, in seconds."
     )
     write_timeout_s: Seconds = Field(
-        30.0, description="Time a caller may take to read one message, in seconds."
+        30.0,
+        description="Time a caller may take to read one message, or to send one over HTTP, "
+        "in seconds.",
     )
     max_message_mib: int = Field(
         16, ge=1, le=1024, description="Largest message taken or sent, in MiB."

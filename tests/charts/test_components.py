@@ -135,6 +135,9 @@ def test_gpus_go_to_what_runs_the_model() -> None:
     own = rendered({"target": {"gpu": {"count": 1}}})
     assert container_of(own, "target", "target")["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert environment(pod_of(own, "target"), "target")["ARBITRAGE_DEVICE"] == "cuda"
+    for count in (0, 1):
+        told = rendered({"target": {"gpu": {"count": count}, "settings": {"DEVICE": "cuda:1"}}})
+        assert environment(pod_of(told, "target"), "target")["ARBITRAGE_DEVICE"] == "cuda:1"
 
 
 def test_a_pack_is_fetched_once_into_a_claim_and_waited_for_by_every_pod() -> None:
@@ -213,6 +216,22 @@ def test_tls_without_mutual_takes_any_caller() -> None:
     assert "ARBITRAGE_ALLOWED_CALLERS" not in told
 
 
+def test_callers_from_outside_may_be_asked_for_certificates() -> None:
+    asked = {"settings": {"TLS_CLIENT_CA": "/ca/ca.crt", "ALLOWED_CALLERS": "a.example"}}
+    values, *_ = CASES["secrets"]
+    objects = rendered({**values, "gateway": asked, "orchestrator": asked})
+    for name in ("gateway", "orchestrator"):
+        assert environment(pod_of(objects, name), name)["ARBITRAGE_TLS_CLIENT_CA"] == "/ca/ca.crt"
+
+
+def test_a_name_that_a_certificate_has_already_is_not_given_twice() -> None:
+    manager = {"enabled": True, "issuerRef": {"name": "ca"}, "extraDnsNames": ["localhost", "a.b"]}
+    objects = rendered({"tls": {"enabled": True, "certManager": manager}})
+    names = of_kind(objects, "Certificate")["try-arbitrage-gateway"]["spec"]["dnsNames"]
+    assert names.count("localhost") == names.count("a.b") == 1
+    assert f"try-arbitrage-gateway-balanced.{NAMESPACE}.svc" in names
+
+
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_a_real_redis_takes_the_configuration(tmp_path: Path, is_kept: bool) -> None:
     values = {"redis": {"bundled": {"persistence": {"enabled": is_kept}, "maxMemoryMib": 64}}}
@@ -265,6 +284,13 @@ def test_a_judge_of_the_shipped_models_is_warned_of_where_others_write() -> None
     assert "prm.model.reference is tiny" not in told
     judges = {"prm": other, "router": {"model": {"reference": "/store/routers"}}}
     assert "is tiny" not in notes({"target": other, **judges})
+
+
+def test_notes_ask_by_a_policy_that_there_is() -> None:
+    assert "--policy arbitrage" in notes()
+    told = notes({"router": {"enabled": False}})
+    assert "--policy draft_only" in told
+    assert '"model": "draft_only"' in told
 
 
 def test_feedback_that_nobody_makes_is_warned_of() -> None:

@@ -18,6 +18,9 @@ TARGET_HPA = {
     "metadata": {"name": "mine"},
     "spec": {"scaleTargetRef": {"name": "try-arbitrage-target"}},
 }
+FEEDBACK = {"FEEDBACK_SAMPLE_RATE": 0.02}
+SIDECAR = {"mode": "sidecar", "image": "a/b:1"}
+TWO = {"requests": {"cpu": 2}}
 KEDA = {"mode": "keda", "keda": {"serverAddress": "http://prometheus:9090"}}
 
 
@@ -130,8 +133,30 @@ BY_TEMPLATE = [
         "autoscaler beside target.autoscaling.mode keda, and both would fight; drop it",
     ),
     (
-        of("target", gpu={"count": 1}, settings={"KV_CACHE_MIB": 9, "DEVICE": "cpu"}),
-        "target.settings.DEVICE: ARBITRAGE_DEVICE is made by the chart of other values; set those",
+        of("target", settings={"KV_CACHE_MIB": 9, "MODEL": "tiny"}),
+        "target.settings.MODEL: ARBITRAGE_MODEL is made by the chart of other values; set those",
+    ),
+    (
+        {**of("orchestrator", settings=FEEDBACK), "router": {"enabled": False}},
+        "orchestrator.settings.FEEDBACK_SAMPLE_RATE: is 0.02, but router.enabled is false",
+    ),
+    (
+        {**of("orchestrator", settings=FEEDBACK), "redis": {"mode": "none"}},
+        "orchestrator.settings.FEEDBACK_SAMPLE_RATE: is 0.02, but redis.mode is none, so it has",
+    ),
+    (
+        {"routerTraining": {**TRAINING, "extraEnv": [{"name": "HF_HOME", "value": "/x"}]}},
+        "routerTraining.extraEnv: HF_HOME is given by the chart already, and would be there twice",
+    ),
+    (
+        {
+            "routerTraining": {
+                **TRAINING,
+                "train": {"fromFeedback": True},
+                "extraEnv": [{"name": "ARBITRAGE_STORE_URL", "value": "redis://a"}],
+            },
+        },
+        "routerTraining.extraEnv: ARBITRAGE_STORE_URL is given by the chart already",
     ),
     (
         {
@@ -335,7 +360,7 @@ BY_TEMPLATE = [
         "target.resources.requests.memory: is 1025Mi, more than limits.memory, 1Gi",
     ),
     (
-        of("target", engine={"resources": {"requests": {"cpu": 2}, "limits": {"cpu": "1500m"}}}),
+        of("target", engine={**SIDECAR, "resources": {**TWO, "limits": {"cpu": "1500m"}}}),
         "target.engine.resources.requests.cpu: is 2, more than limits.cpu, 1500m",
     ),
     (
@@ -470,6 +495,15 @@ def test_what_is_right_beside_it_is_taken() -> None:
     limits = {"memory": "1048576Ki", "cpu": 0.25}
     assert rendered(of("target", resources={"requests": {"memory": "1Gi"}, "limits": limits}))
     assert rendered(release="a-1")
+    # What is used by nobody is not looked at.
+    assert rendered({"redis": {"mode": "none", "bundled": {"maxMemoryMib": 4096}}})
+    assert rendered(of("target", address="a:1", resources={"requests": {"memory": "1Ti"}}))
+    unused = {"env": [{"name": "HOME", "value": "/x"}], "resources": {**TWO, "limits": {"cpu": 1}}}
+    assert rendered(of("draft", engine=unused))
+    store = {"accessMode": "ReadWriteOnce", "existingClaim": "routers"}
+    training = {**TRAINING, "collect": {"shards": 1}, "promoteTo": "/store/routers"}
+    routers = of("router", model={"reference": "/store/routers"})
+    assert rendered({**routers, "routerTraining": {**training, "store": store}})
 
 
 def test_a_release_whose_name_no_service_may_have_is_told_the_way_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +123,38 @@ def test_a_copy_that_was_damaged_is_fetched_again(
     store.fetch(revision, tmp_path / "cache")
     assert copy.read_bytes() == b"a" * 100
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [revision]
+
+
+def test_a_copy_that_a_killed_pod_left_is_removed_and_a_live_one_is_not(
+    tmp_path: Path, checkpoint: Callable[[str], Path]
+) -> None:
+    store = RevisionStore(f"memory://{tmp_path.name}")
+    revision = store.add(checkpoint("a"))
+    left, live = (tmp_path / f"{revision}.pod-{name}.7.partial" for name in "ab")
+    for folder in (left, live):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"a")
+        os.utime(folder / "model.safetensors", (0, 0))
+        os.utime(folder, (0, 0))
+    (live / "router.json").write_text("{")
+    os.utime(live, (0, 0))
+    store.fetch(revision, tmp_path)
+    assert not left.exists()
+    assert live.exists()
+
+
+def test_a_cache_that_cannot_be_written_to_is_not_called_damage(
+    tmp_path: Path, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RevisionStore(f"memory://{tmp_path.name}")
+    revision = store.add(checkpoint("a"))
+
+    def refuse(_: Path, target: Path) -> None:
+        raise PermissionError(f"{target} is not yours")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(RevisionError, match=r"cannot be written: .* is not yours"):
+        store.fetch(revision, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])

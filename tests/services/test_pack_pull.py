@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -273,6 +274,21 @@ def test_where_the_hubs_connection_breaks_the_next_source_is_asked(
     assert len(server.ranges) >= 2
     assert f"from {server.url('/a')}" in run.stdout + run.stderr
     assert verify_pack(pack) == ()
+
+
+def test_a_full_disk_is_not_the_hubs_fault(
+    tmp_path: Path, fetched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("services.engines.pack_pull.hf_hub_download", full)
+    hub = {"hub": "org/small", "revision": "main", "file": "a.gguf"}
+    with pytest.raises(
+        PullFailed, match=r"cannot be written \(No space left on device\); make room"
+    ):
+        pull_pack(write_pack(tmp_path, hub), Told())
+    assert not (fetched / "little" / PLACE).exists()
 
 
 def test_a_mirror_is_asked_first(tmp_path: Path, server: FileServer) -> None:

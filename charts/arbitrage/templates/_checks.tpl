@@ -64,13 +64,17 @@ fix. All of them are told at once.
 {{- $_ := set $bare "extraEnv" list }}
 {{- $given := list }}
 {{- range fromYamlArray (include "arbitrage.environment" (dict "root" .root "c" $bare "components" .components)) }}{{ $given = append $given .name }}{{ end }}
+{{- /* A setting goes before the device that a GPU stands for. */}}
+{{- $given = without $given "ARBITRAGE_DEVICE" }}
 {{- range $setting, $_ := $c.settings }}
-{{- if or (has (printf "ARBITRAGE_%s" $setting) $given) (has $setting (list "HOST" "PORT" "METRICS_PORT" "SHUTDOWN_GRACE_S" "LOG_LEVEL" "LOG_FORMAT" "ROLE" "MODEL" "MODEL_ID" "ENGINE" "ENGINE_URL" "DRAFT_ADDRESS" "TARGET_ADDRESS" "PRM_ADDRESS" "ROUTER_ADDRESS" "ORCHESTRATOR_ADDRESS" "STORE_URL" "API_KEYS_FILE" "TLS_CERTIFICATE" "TLS_KEY" "TLS_CLIENT_CA" "ALLOWED_CALLERS" "DEVICE")) }}
+{{- if or (has (printf "ARBITRAGE_%s" $setting) $given) (has $setting (list "HOST" "PORT" "METRICS_PORT" "SHUTDOWN_GRACE_S" "LOG_LEVEL" "LOG_FORMAT" "ROLE" "MODEL" "MODEL_ID" "ENGINE" "ENGINE_URL" "DRAFT_ADDRESS" "TARGET_ADDRESS" "PRM_ADDRESS" "ROUTER_ADDRESS" "ORCHESTRATOR_ADDRESS" "STORE_URL" "API_KEYS_FILE" "TLS_CERTIFICATE" "TLS_KEY")) }}
 - {{ printf "%s.settings.%s: ARBITRAGE_%s is made by the chart of other values; set those instead (docs/deploy.md)" $name $setting $setting | quote }}
 {{- end }}
 {{- end }}
 {{- include "arbitrage.labelProblems" (dict "place" (printf "%s.podLabels" $name) "labels" $c.podLabels) }}
+{{- if $c.isDeployed }}
 {{- include "arbitrage.resourceProblems" (dict "place" (printf "%s.resources" $name) "resources" $c.resources) }}
+{{- end }}
 {{- range $entry := $c.extraEnv }}
 {{- if hasPrefix "ARBITRAGE_" $entry.name }}
 - {{ printf "%s.extraEnv: %s belongs in %s.settings, as %s" $name $entry.name $name (trimPrefix "ARBITRAGE_" $entry.name) | quote }}
@@ -135,7 +139,6 @@ fix. All of them are told at once.
 {{- if and $c.isDeployed .isPlural (has $cache.mode (list "pvc" "existingClaim")) (has $cache.accessMode (list "ReadWriteOnce" "ReadWriteOncePod")) }}
 - {{ printf "%s.modelCache.accessMode: is %s, and there may be several replicas, of which only those on one node could mount it; take ReadWriteMany, or mode emptyDir" $name $cache.accessMode | quote }}
 {{- end }}
-{{- include "arbitrage.resourceProblems" (dict "place" (printf "%s.engine.resources" $name) "resources" $engine.resources) }}
 {{- $isOneNodes := and (has $cache.mode (list "pvc" "existingClaim")) (has $cache.accessMode (list "ReadWriteOnce" "ReadWriteOncePod")) }}
 {{- if and $c.isDeployed $isOneNodes (ne (toString $c.strategy.maxSurge) "0") (eq $c.kind "Deployment") }}
 - {{ printf "%s.strategy.maxSurge: is %s, but modelCache.accessMode is %s, and a new pod would wait for the claim that the old one holds; set strategy to {maxSurge: 0, maxUnavailable: 1}, or take ReadWriteMany" $name (toString $c.strategy.maxSurge) $cache.accessMode | quote }}
@@ -202,6 +205,8 @@ fix. All of them are told at once.
 {{- if and (eq $engine.mode "sidecar") (has (int $engine.port) (list (int $c.service.port) (int $c.service.metricsPort))) }}
 - {{ printf "%s.engine.port: is %d, which the generator listens on itself; give another" $name (int $engine.port) | quote }}
 {{- end }}
+{{- if and $c.isDeployed (has $engine.mode (list "sidecar" "kserve")) }}
+{{- include "arbitrage.resourceProblems" (dict "place" (printf "%s.engine.resources" $name) "resources" $engine.resources) }}
 {{- $own := list "HOME" "USER" }}
 {{- if eq $engine.mode "sidecar" }}
 {{- $own = append $own "XDG_CACHE_HOME" }}
@@ -210,6 +215,7 @@ fix. All of them are told at once.
 {{- range $entry := $engine.env }}
 {{- if has $entry.name $own }}
 - {{ printf "%s.engine.env: %s is given by the chart already, and would be there twice; leave it out" $name $entry.name | quote }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- if and (eq $engine.mode "kserve") (not $engine.storageUri) }}
@@ -264,12 +270,26 @@ fix. All of them are told at once.
 {{- end }}
 {{- end }}
 {{- end }}
+{{- if eq $values.redis.mode "bundled" }}
 {{- with $values.redis.bundled }}
 {{- include "arbitrage.resourceProblems" (dict "place" "redis.bundled.resources" "resources" .resources) }}
 {{- $memory := dig "limits" "memory" "" .resources }}
 {{- $needed := divf (mulf (float64 .maxMemoryMib) 4.0 1048576.0) 3.0 }}
 {{- if and $memory (lt (float64 (include "arbitrage.quantity" $memory)) $needed) }}
 - {{ printf "redis.bundled.resources.limits.memory: is %s, and Redis would be killed before its %d MiB of data are full; raise it to at least %dMi, or lower maxMemoryMib" (toString $memory) (int .maxMemoryMib) (int (ceil (divf $needed 1048576.0))) | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- $orchestrator := .components.orchestrator }}
+{{- $rate := dig "FEEDBACK_SAMPLE_RATE" 0.0 $orchestrator.settings }}
+{{- if and $orchestrator.isDeployed (gt (float64 $rate) 0.0) }}
+{{- range $name := list "prm" "router" }}
+{{- if not (index $.components $name).reach }}
+- {{ printf "orchestrator.settings.FEEDBACK_SAMPLE_RATE: is %s, but %s.enabled is false, and feedback is what both say of a step; set it to 0, or %s.enabled=true" (toString $rate) $name $name | quote }}
+{{- end }}
+{{- end }}
+{{- if and (eq $values.redis.mode "none") (not $orchestrator.settings.FEEDBACK_FOLDER) }}
+- {{ printf "orchestrator.settings.FEEDBACK_SAMPLE_RATE: is %s, but redis.mode is none, so it has nowhere to go; set redis.mode, or orchestrator.settings.FEEDBACK_FOLDER" (toString $rate) | quote }}
 {{- end }}
 {{- end }}
 {{- if and $values.ingress.enabled (not $values.ingress.host) }}
@@ -327,7 +347,16 @@ fix. All of them are told at once.
 - "routerTraining.store.accessMode: is ReadOnlyMany, but its jobs write there; take ReadWriteMany"
 {{- end }}
 {{- if and (not $training.store.existingClaim) (hasPrefix "ReadWriteOnce" $training.store.accessMode) .components.router.isDeployed (include "arbitrage.readsStore" (dict "root" .root "c" .components.router)) }}
-- {{ printf "routerTraining.store.accessMode: is %s, but the router reads it too, perhaps on another node; take ReadWriteMany, or promote to a bucket" $training.store.accessMode | quote }}
+- {{ printf "routerTraining.store.accessMode: is %s, but the router reads it too, perhaps on another node; take ReadWriteMany, promote to a bucket, or, where there is one node, name a claim of your own in store.existingClaim" $training.store.accessMode | quote }}
+{{- end }}
+{{- $own := list "HOME" "HF_HOME" }}
+{{- if $training.train.fromFeedback }}
+{{- range fromYamlArray (include "arbitrage.storeEnv" .root) }}{{ $own = append $own .name }}{{ end }}
+{{- end }}
+{{- range $entry := $training.extraEnv }}
+{{- if has $entry.name $own }}
+- {{ printf "routerTraining.extraEnv: %s is given by the chart already, and would be there twice; leave it out" $entry.name | quote }}
+{{- end }}
 {{- end }}
 {{- if and $training.train.fromFeedback (eq $values.redis.mode "none") }}
 - "routerTraining.train.fromFeedback: is true, but redis.mode is none, and the feedback lies in Redis; set redis.mode to bundled or external"

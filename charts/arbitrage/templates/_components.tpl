@@ -81,3 +81,8 @@ gateway: { module: services.gateway, image: gateway }
   {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/* The policy that shows that all is well: the one that asks every model there is. Takes components. */}}
+{{- define "arbitrage.policy" -}}
+{{ ternary "arbitrage" "draft_only" (ne .router.reach "") }}
+{{- end -}}

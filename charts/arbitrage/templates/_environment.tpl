@@ -54,7 +54,7 @@
 {{- else if $isServed }}
 {{- include "arbitrage.engineEnvironment" . }}
 {{- else }}
-{{- if gt (int $c.gpu.count) 0 }}
+{{- if and (gt (int $c.gpu.count) 0) (not (hasKey $c.settings "DEVICE")) }}
 - { name: ARBITRAGE_DEVICE, value: cuda }
 {{- end }}
 {{- with $c.model.dtype }}
