@@ -1,7 +1,7 @@
 """How well, how fast and at what share of the target does each policy solve real problems?
 
 `python -m benchmarks.problems --dataset FILE_OR_ID --pack NAME --n 50 --json FILE` asks every
-question under every policy, one request at a time, policy after policy, and goes on where an
+question under every policy, one request at a time, the policies taking turns, and goes on where an
 earlier run was stopped: its attempts lie in FILE's `.attempts.jsonl`.
 """
 
@@ -147,13 +147,23 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--policies", default=POLICIES, help="as of arbitrage demo (%(default)s)")
     parser.add_argument("--n", type=int, default=50, help="questions (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (%(default)s)")
-    parser.add_argument("--instruction", default=INSTRUCTION, help="put behind each question")
+    parser.add_argument(
+        "--instruction",
+        default=INSTRUCTION,
+        help="put behind each question; '' for models that know no other text, as of tiny",
+    )
     parser.add_argument("--max-tokens", type=int, default=400, help="of a solution (%(default)s)")
     parser.add_argument("--max-step-tokens", type=int, default=256, help="of a step (%(default)s)")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds of a request")
     parser.add_argument("--device", default="cpu", help="torch device (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of a model (%(default)s)")
-    parser.add_argument("--set", type=service_setting, action="append", default=[])
+    parser.add_argument(
+        "--set",
+        type=service_setting,
+        action="append",
+        default=[],
+        help="SERVICE.SETTING=VALUE, such as draft.engine_url=http://gpu:8000/v1; may be repeated",
+    )
     parser.add_argument("--json", type=Path, required=True, help="where the result goes")
     return parser.parse_args(arguments)
 
