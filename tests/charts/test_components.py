@@ -291,6 +291,71 @@ def test_a_judge_of_the_shipped_models_is_warned_of_where_others_write() -> None
     assert "is tiny" not in notes({"target": other, **judges})
 
 
+def test_the_openai_api_alone_may_be_outside() -> None:
+    values = {
+        "ingress": {"enabled": True, "httpHost": "a.example"},
+        "gatewayApi": {
+            "enabled": True,
+            "parentRefs": [{"name": "public"}],
+            "httpHostnames": ["b.example"],
+            "backendCa": "ca",
+        },
+        "tls": {"enabled": True, "certManager": {"enabled": True, "issuerRef": {"name": "ca"}}},
+    }
+    objects = rendered(values)
+    for kind in ("Ingress", "HTTPRoute", "BackendTLSPolicy"):
+        assert of_kind(objects, kind).keys() == {"try-arbitrage-gateway"}, kind
+    assert of_kind(objects, "GRPCRoute") == {}
+    told = notes(values)
+    for name in ("a.example", "b.example"):
+        assert f"https://{name}/v1 for the OpenAI API" in told
+
+
+@pytest.mark.parametrize(
+    ("values", "mend", "warning"),
+    [
+        (
+            {"target": {"model": {"reference": "org/large@main"}}},
+            {"target": {"resources": {"limits": {"memory": "40Gi"}}}},
+            "target.resources.limits.memory is 1Gi, as for the shipped models",
+        ),
+        (
+            {"draft": {"engine": {"image": "vllm/vllm-openai:v0.11.0"}}},
+            {"draft": {"engine": {"mode": "sidecar"}}},
+            "draft.engine.mode is inProcess, so what draft.engine says of a server is not used",
+        ),
+        (
+            {"routerTraining": TRAINING, "target": {"replicas": 0}},
+            {"target": {"replicas": 1}},
+            "routerTraining asks the target itself, which starts nothing",
+        ),
+        (
+            {
+                "routerTraining": {**TRAINING, "promoteTo": "s3://a/b"},
+                "router": {"model": {"reference": "s3://a/b"}},
+            },
+            {"router": {"enabled": False}},
+            "The router does not start until there is a first one in s3://a/b",
+        ),
+    ],
+)
+def test_what_will_not_work_is_warned_of(
+    values: dict[str, Any], mend: dict[str, Any], warning: str
+) -> None:
+    assert warning in notes(values)
+    assert warning not in notes(merged(values, mend))
+
+
+def merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Returns values with others laid over them."""
+    both = {
+        key: merged(values[key], over[key])
+        for key in values.keys() & over.keys()
+        if isinstance(values[key], dict)
+    }
+    return {**values, **over, **both}
+
+
 def test_notes_ask_by_a_policy_that_there_is() -> None:
     assert "--policy arbitrage" in notes()
     told = notes({"router": {"enabled": False}})
@@ -302,6 +367,7 @@ def test_feedback_that_nobody_makes_is_warned_of() -> None:
     values = {"routerTraining": {**TRAINING, "train": {"fromFeedback": True}}}
     made = {"orchestrator": {"settings": {"FEEDBACK_SAMPLE_RATE": 0.02}}}
     assert "so there is no feedback" in notes(values)
+    assert "so there is no feedback" not in notes({**values, "router": {"enabled": False}})
     assert "so there is no feedback" not in notes({**values, **made})
 
 

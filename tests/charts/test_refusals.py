@@ -21,7 +21,8 @@ TARGET_HPA = {
 FEEDBACK = {"FEEDBACK_SAMPLE_RATE": 0.02}
 SIDECAR = {"mode": "sidecar", "image": "a/b:1"}
 TWO = {"requests": {"cpu": 2}}
-KEDA = {"mode": "keda", "keda": {"serverAddress": "http://prometheus:9090"}}
+ROUTES: dict[str, Any] = {"enabled": True, "parentRefs": [{"name": "g"}]}
+KEDA: dict[str, Any] = {"mode": "keda", "keda": {"serverAddress": "http://prometheus:9090"}}
 
 
 def of(name: str, **block: Any) -> dict[str, Any]:
@@ -78,6 +79,12 @@ BY_SCHEMA = [
     (deeply("target.modelCache.accessMode", "RWX"), ("/target/modelCache/accessMode", "one of")),
     (deeply("target.model.dtype", "int4"), ("/target/model/dtype", "one of")),
     (deeply("image.pullPolicy", "Sometimes"), ("/image/pullPolicy", "one of")),
+    (deeply("image.registry", "https://a.b/c"), ("/image/registry", "https://a.b/c")),
+    (deeply("image.registry", "a.b/c/"), ("/image/registry", "a.b/c/")),
+    (
+        deeply("target.autoscaling.keda.authModes", "Bearer"),
+        ("/target/autoscaling/keda/authModes", "Bearer"),
+    ),
     (deeply("target.image.digest", "sha256:abc"), ("/target/image/digest", "sha256:abc")),
     (deeply("metrics.serviceMonitor.interval", "often"), ("/metrics/serviceMonitor/interval",)),
     (deeply("tracing.endpoint", "collector:4317"), ("/tracing/endpoint", "collector:4317")),
@@ -241,8 +248,54 @@ BY_TEMPLATE = [
         'ingress.httpHost: is "c.d", but gateway.enabled is false, and nobody would answer',
     ),
     (
-        of("gatewayApi", enabled=True, parentRefs=[{"name": "g"}], httpHostnames=["a.b"]),
-        'gatewayApi.httpHostnames: "a.b" would belong to the GRPCRoute too, and then a gateway',
+        of("gatewayApi", **ROUTES, hostnames=["a.b"], httpHostnames=["a.b"]),
+        "gatewayApi.httpHostnames: a.b and gatewayApi.hostnames' a.b have names in common",
+    ),
+    (
+        of("gatewayApi", **ROUTES, hostnames=["*.b.c"], httpHostnames=["a.b.c"]),
+        "gatewayApi.httpHostnames: a.b.c and gatewayApi.hostnames' *.b.c have names in common",
+    ),
+    (
+        of("gatewayApi", **ROUTES, hostnames=["*.a.b.c"], httpHostnames=["*.b.c"]),
+        "gatewayApi.httpHostnames: *.b.c and gatewayApi.hostnames' *.a.b.c have names in common",
+    ),
+    (
+        deeply("tls.secrets.draft", "mine"),
+        "tls.secrets.draft: is mine, but tls.enabled is false, so everything is in plaintext",
+    ),
+    (
+        {
+            "tls": {
+                "enabled": True,
+                "certManager": {"enabled": True, "issuerRef": {"name": "ca"}},
+                "secrets": {"draft": "mine"},
+            }
+        },
+        "tls.secrets.draft: is mine, but tls.certManager.enabled is true and makes one of its own",
+    ),
+    (
+        deeply("redis.external.urlSecret.name", "url"),
+        "redis.external.urlSecret.name: is url, but redis.mode is bundled, so it is not used",
+    ),
+    (
+        of("draft", engine={"mode": "external", "url": "vllm:8000"}),
+        "draft.engine.url: is vllm:8000, without http:// or https://; put it before",
+    ),
+    (
+        of("target", autoscaling={**KEDA, "keda": {**KEDA["keda"], "authModes": "bearer"}}),
+        "target.autoscaling.keda.authModes: is bearer, but authenticationRef is empty",
+    ),
+    (
+        of("draft", autoscaling={**KEDA, "minReplicas": 0}),
+        "draft.autoscaling.minReplicas: is 0, but every policy begins with a draft",
+    ),
+    (
+        of("draft", modelCache={"mode": "pvc", "accessMode": "ReadOnlyMany"}),
+        "draft.modelCache.accessMode: is ReadOnlyMany, but a new claim is empty",
+    ),
+    (
+        of("draft", modelCache={"mode": "emptyDir", "mountPath": "/tmp"}),
+        "draft.modelCache.mountPath: is /tmp, where something else is; take another",
     ),
     (
         {
@@ -495,6 +548,11 @@ def test_what_is_right_beside_it_is_taken() -> None:
     limits = {"memory": "1048576Ki", "cpu": 0.25}
     assert rendered(of("target", resources={"requests": {"memory": "1Gi"}, "limits": limits}))
     assert rendered(release="a-1")
+    assert rendered(deeply("image.registry", "localhost:5000/a/b"))
+    digest = f"sha256:{'0' * 64}"
+    assert rendered(of("draft", engine={"mode": "sidecar", "image": f"a/b:1@{digest}"}))
+    apart = {"hostnames": ["*.a.b", "a.c"], "httpHostnames": ["x.a.c", "a.b"]}
+    assert rendered(of("gatewayApi", **ROUTES, **apart))
     # What is used by nobody is not looked at.
     assert rendered({"redis": {"mode": "none", "bundled": {"maxMemoryMib": 4096}}})
     assert rendered(of("target", address="a:1", resources={"requests": {"memory": "1Ti"}}))

@@ -43,6 +43,9 @@ fix. All of them are told at once.
 {{- if and (eq (int $scale.minReplicas) 0) (ne $scale.mode "keda") }}
 - {{ printf "%s.autoscaling.minReplicas: is 0, which an HPA cannot do; set it to 1, or take mode keda" $name | quote }}
 {{- end }}
+{{- if and (eq (int $scale.minReplicas) 0) (eq $name "draft") }}
+- "draft.autoscaling.minReplicas: is 0, but every policy begins with a draft; set it to at least 1"
+{{- end }}
 {{- if and (eq (int $scale.minReplicas) 0) (not $c.isModel) }}
 - {{ printf "%s.autoscaling.minReplicas: is 0, but without it nobody is told what is wanted; set it to at least 1" $name | quote }}
 {{- end }}
@@ -51,6 +54,9 @@ fix. All of them are told at once.
 {{- end }}
 {{- if and (eq $scale.mode "keda") (not $scale.keda.serverAddress) }}
 - {{ printf "%s.autoscaling.keda.serverAddress: is empty, so there is nothing to scale by; give the URL of Prometheus, such as http://prometheus-operated.monitoring.svc:9090" $name | quote }}
+{{- end }}
+{{- if and (eq $scale.mode "keda") $scale.keda.authModes (not $scale.keda.authenticationRef) }}
+- {{ printf "%s.autoscaling.keda.authModes: is %s, but authenticationRef is empty, so there are no credentials; name the TriggerAuthentication" $name $scale.keda.authModes | quote }}
 {{- end }}
 {{- if and (eq $scale.mode "hpa") (eq $scale.hpa.metricType "Pods") (not $scale.hpa.metricName) }}
 - {{ printf "%s.autoscaling.hpa.metricName: is empty; metricType Pods needs the name of a metric of its pods" $name | quote }}
@@ -158,6 +164,12 @@ fix. All of them are told at once.
 {{- if and $cache.existingClaim (ne $cache.mode "existingClaim") }}
 - {{ printf "%s.modelCache.existingClaim: is %s, but mode is %s, so it is not used; set modelCache.mode=existingClaim" $name $cache.existingClaim $cache.mode | quote }}
 {{- end }}
+{{- if and (eq $cache.mode "pvc") (eq $cache.accessMode "ReadOnlyMany") }}
+- {{ printf "%s.modelCache.accessMode: is ReadOnlyMany, but a new claim is empty, and nobody could fill it; take ReadWriteMany, or an existingClaim that is full" $name | quote }}
+{{- end }}
+{{- if and (ne $cache.mode "none") (has $cache.mountPath (list "/tmp" "/dev/shm" "/proc" "/dev" "/opt/arbitrage")) }}
+- {{ printf "%s.modelCache.mountPath: is %s, where something else is; take another, such as /models" $name $cache.mountPath | quote }}
+{{- end }}
 {{- if and $cache.pull (eq $cache.mode "none") }}
 - {{ printf "%s.modelCache.pull: is %s, but there is nowhere to put it; set modelCache.mode to emptyDir, pvc or existingClaim" $name $cache.pull | quote }}
 {{- end }}
@@ -192,6 +204,9 @@ fix. All of them are told at once.
 {{- end }}
 {{- if and (eq $engine.mode "external") (not $engine.url) }}
 - {{ printf "%s.engine.url: is empty, but engine.mode is external; give the server's URL, such as http://vllm:8000" $name | quote }}
+{{- end }}
+{{- if and (eq $engine.mode "external") $engine.url (ne $engine.kind "oip") (not (hasPrefix "http" $engine.url)) }}
+- {{ printf "%s.engine.url: is %s, without http:// or https://; put it before" $name $engine.url | quote }}
 {{- end }}
 {{- if and $engine.url (ne $engine.mode "external") }}
 - {{ printf "%s.engine.url: is %s, but engine.mode is %s, so it is not used; set engine.mode=external" $name $engine.url $engine.mode | quote }}
@@ -244,6 +259,13 @@ fix. All of them are told at once.
 {{- if and $tls.certManager.enabled (not $tls.enabled) }}
 - "tls.certManager.enabled: is true, but tls.enabled is false, so nothing would use the certificates; set tls.enabled=true"
 {{- end }}
+{{- range $name, $secret := $tls.secrets }}
+{{- if and $secret (not $tls.enabled) }}
+- {{ printf "tls.secrets.%s: is %s, but tls.enabled is false, so everything is in plaintext; set tls.enabled=true" $name $secret | quote }}
+{{- else if and $secret $tls.certManager.enabled }}
+- {{ printf "tls.secrets.%s: is %s, but tls.certManager.enabled is true and makes one of its own; leave one of them out" $name $secret | quote }}
+{{- end }}
+{{- end }}
 {{- if and $tls.enabled $tls.certManager.enabled (not $tls.certManager.issuerRef.name) }}
 - "tls.certManager.issuerRef.name: is empty; name the issuer that signs the certificates"
 {{- end }}
@@ -258,6 +280,9 @@ fix. All of them are told at once.
 {{- end }}
 {{- if and $values.redis.external.url (ne $values.redis.mode "external") }}
 - {{ printf "redis.external.url: is given, but redis.mode is %s, so it is not used; set redis.mode=external" $values.redis.mode | quote }}
+{{- end }}
+{{- if and $values.redis.external.urlSecret.name (ne $values.redis.mode "external") }}
+- {{ printf "redis.external.urlSecret.name: is %s, but redis.mode is %s, so it is not used; set redis.mode=external" $values.redis.external.urlSecret.name $values.redis.mode | quote }}
 {{- end }}
 {{- $external := $values.redis.external }}
 {{- $ports := list }}
@@ -292,8 +317,8 @@ fix. All of them are told at once.
 - {{ printf "orchestrator.settings.FEEDBACK_SAMPLE_RATE: is %s, but redis.mode is none, so it has nowhere to go; set redis.mode, or orchestrator.settings.FEEDBACK_FOLDER" (toString $rate) | quote }}
 {{- end }}
 {{- end }}
-{{- if and $values.ingress.enabled (not $values.ingress.host) }}
-- "ingress.host: is empty, but ingress.enabled is true; give the name under which clients call"
+{{- if and $values.ingress.enabled (not $values.ingress.host) (not $values.ingress.httpHost) }}
+- "ingress.host: is empty, but ingress.enabled is true; give the name under which clients call, or ingress.httpHost for those of the OpenAI API"
 {{- end }}
 {{- $gateway := .components.gateway }}
 {{- if and $values.ingress.httpHost (not $values.ingress.enabled) }}
@@ -312,8 +337,11 @@ fix. All of them are told at once.
 - "gatewayApi.httpHostnames: are given, but gateway.enabled is false, and nobody would answer; set gateway.enabled=true"
 {{- end }}
 {{- range $name := $values.gatewayApi.httpHostnames }}
-{{- if or (has $name $values.gatewayApi.hostnames) (not $values.gatewayApi.hostnames) }}
-- {{ printf "gatewayApi.httpHostnames: %q would belong to the GRPCRoute too, and then a gateway drops one of them; give gatewayApi.hostnames other names" $name | quote }}
+{{- range $other := $values.gatewayApi.hostnames }}
+{{- /* *.a.b stands for all below a.b. */}}
+{{- if or (eq $name $other) (and (hasPrefix "*" $other) (hasSuffix (trimPrefix "*" $other) $name)) (and (hasPrefix "*" $name) (hasSuffix (trimPrefix "*" $name) $other)) }}
+- {{ printf "gatewayApi.httpHostnames: %s and gatewayApi.hostnames' %s have names in common, which would belong to routes of both kinds, and a gateway drops one of them; give names that are apart" $name $other | quote }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- if and $values.gatewayApi.backendCa (not (and $values.gatewayApi.enabled $tls.enabled)) }}
