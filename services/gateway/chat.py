@@ -293,7 +293,8 @@ def _asked(given: Mapping[str, Any]) -> _Body:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"]) or "body"
-        raise FieldInvalid(name, first["input"], first["msg"], _DOCS) from None
+        problem = "is not known here" if first["type"] == "extra_forbidden" else first["msg"]
+        raise FieldInvalid(name, first["input"], problem, _DOCS) from None
 
 
 def _message(index: int, message: _Message) -> ChatMessage:

@@ -225,8 +225,8 @@ async def test_models_are_the_policies_that_are_offered(orchestrator: ScriptedOr
         ({**ASKED, "stop": ["x"]}, "stop", "leave it out"),
         ({**ASKED, "tools": [{"type": "function"}]}, "tools", "not offered"),
         ({**ASKED, "response_format": {"type": "json_object"}}, "response_format", "not offered"),
-        ({**ASKED, "tempreature": 1}, "tempreature", "not permitted"),
-        ({**ASKED, "arbitrage": {"treshold": 1}}, "arbitrage.treshold", "not permitted"),
+        ({**ASKED, "tempreature": 1}, "tempreature", "is not known here"),
+        ({**ASKED, "arbitrage": {"treshold": 1}}, "arbitrage.treshold", "is not known here"),
         ({**ASKED, "arbitrage": {"seed": 1}}, "seed", "means nothing to arbitrage"),
         (json.dumps({**ASKED, "user\ud800": 1}).encode(), None, "user"),
         (
