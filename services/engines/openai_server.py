@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from arbitrage.core.shown import one_line
 from arbitrage.core.steps import GREEDY, SEPARATOR, StopReason
@@ -42,14 +43,27 @@ _log = logging.getLogger(__name__)
 # Some servers take 0 for "any token", some -1, and some neither; a number beyond every vocabulary
 # means the same to all of them.
 _ANY_TOKEN = 1 << 20
+# What may be counted beyond a budget before a server is taken for one that keeps none: a piece that
+# tells of no token counts as one.
+_SLACK_TOKENS = 16
+_HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
 
 
 class _Lenient(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
 
+def _checked_number(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError("is not a number")
+    return value
+
+
+_Logprob = Annotated[float, AfterValidator(_checked_number)]
+
+
 class _Likely(_Lenient):
-    logprob: float | None = None
+    logprob: _Logprob | None = None
 
 
 class _TokenLogprobs(_Likely):
@@ -57,8 +71,8 @@ class _TokenLogprobs(_Likely):
 
 
 class _Logprobs(_Lenient):
-    token_logprobs: list[float | None] = []
-    top_logprobs: list[dict[str, float | None] | None] | None = None
+    token_logprobs: list[_Logprob | None] = []
+    top_logprobs: list[dict[str, _Logprob | None] | None] | None = None
     content: list[_TokenLogprobs] | None = None  # llama-server, as in chat completions
 
     @property
@@ -148,6 +162,7 @@ class OpenAiServer:
         dialect = self._dialect
         last: _Choice | None = None
         usage = _Usage()
+        count = 0
         events = self._http.events("/v1/completions", self._body(completion, dialect))
         async with aclosing(events):
             async for event in events:
@@ -157,7 +172,10 @@ class OpenAiServer:
                     if choice.finish_reason is not None:
                         last = choice
                     if choice.text or choice.logprobs is not None:
-                        yield _piece(choice)
+                        piece = _piece(choice)
+                        count += piece.token_count
+                        self._check(piece, count, completion.max_tokens)
+                        yield piece
         if last is None:
             raise ConnectionBroken(f"{self._http.url}: the stream ended without a finish_reason")
         if last.names_stops and not dialect.names_stops:
@@ -253,6 +271,14 @@ class OpenAiServer:
                 "repeat_penalty": 1.0,  # llama.cpp
             }
         return body
+
+    def _check(self, piece: Piece, count: int, max_tokens: int) -> None:
+        if _HALF_CHARACTER.search(piece.text):
+            raise ServerUnavailable(f"{self._http.url}: sent half a character")
+        if count > max_tokens + _SLACK_TOKENS:
+            raise ServerUnavailable(
+                f"{self._http.url}: was asked for {max_tokens} tokens, and does not stop"
+            )
 
     def _chunk(self, event: str) -> _Chunk:
         try:

@@ -13,7 +13,12 @@ from arbitrage.core.errors import ModelUnavailable, NotServing, Overloaded
 from arbitrage.core.ports import StepRequest
 from arbitrage.core.steps import SEPARATOR, GeneratedStep, ModelIdentity, StopReason, Trajectory
 from services.engines.base import EngineStats
-from services.engines.engine_http import ConnectionBroken, ServerError, ServerRefused
+from services.engines.engine_http import (
+    ConnectionBroken,
+    ServerError,
+    ServerRefused,
+    ServerUnavailable,
+)
 from services.engines.engine_prompts import PromptText, context_too_long
 from services.engines.engine_server import Completion, End, EngineServer, Piece, Prompt, seed_of
 from services.engines.step_text import PieceText
@@ -175,6 +180,9 @@ class RemoteGenerator:
                 raise context_too_long(
                     self.max_context_tokens, "more", request.max_tokens
                 ) from error
+            if isinstance(error, ServerUnavailable):
+                # What a server refuses may quote the prompt; why it fails does not.
+                _log.warning("%s", error)
             raise error.as_core(self._model.unavailable) from error
         finally:
             self._counts.running -= 1

@@ -384,6 +384,15 @@ def streaming(*parts: bytes, ends: bool = True) -> Handler:
     [
         (streaming(b'data: {"choices": [{"text": "5 \xe2\x82"}]}\n\n'), "not UTF-8"),
         (streaming(b'data: {"choices": [{"text": "5 \xe2\x82'), "not UTF-8"),
+        (streaming(b'data: {"choices": [{"text": "5 \\ud83d"}]}\n\n'), "half a character"),
+        (
+            streaming(*[b'data: {"choices": [{"text": "a"}]}\n\n'] * 40),
+            "20 tokens, and does not stop",
+        ),
+        (
+            streaming(b'data: {"choices": [{"logprobs": {"top_logprobs": [{"a": NaN}]}}]}\n\n'),
+            "is not a number",
+        ),
         (streaming(b"data: {oops\n\n"), "sent what is not JSON: '{oops'"),
         (streaming(b"data: [1]\n\n"), "cannot be read"),
         (streaming(b'data: {"choices": [{"text": 5}]}\n\n'), "choices.0.text"),
