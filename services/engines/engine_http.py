@@ -46,7 +46,20 @@ class EngineSetupError(Exception):
 
 
 class ServerError(Exception):
-    """A call of a model's server failed."""
+    """A call of a model's server failed; `status` is what it answered, where it did."""
+
+    status: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """What happened, for logs: without the server's words, which may quote a prompt or a text.
+
+        >>> ServerError("http://a: answered 500: cannot do 'Ann owns 14.'").kind
+        'ServerError'
+        """
+        status = "" if self.status is None else f", status {self.status}"
+        cause = "" if self.__cause__ is None else f", {type(self.__cause__).__name__}"
+        return f"{type(self).__name__}{status}{cause}"
 
     def as_core(self, unavailable: type[ModelUnavailable]) -> ArbitrageError:
         """Returns what it means to a caller of our own service."""
@@ -203,6 +216,11 @@ class HttpServer:
 
     def refusal(self, response: httpx2.Response, body: bytes) -> ServerError:
         """Returns the error that a response's status stands for."""
+        error = self._refusal(response, body)
+        error.status = response.status_code
+        return error
+
+    def _refusal(self, response: httpx2.Response, body: bytes) -> ServerError:
         status = response.status_code
         words = _said(body)
         said = f"{self.url}: answered {status}: {words}"

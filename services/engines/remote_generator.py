@@ -16,8 +16,8 @@ from services.engines.base import EngineStats
 from services.engines.engine_http import (
     ConnectionBroken,
     ServerError,
+    ServerOverloaded,
     ServerRefused,
-    ServerUnavailable,
 )
 from services.engines.engine_prompts import PromptText, context_too_long
 from services.engines.engine_server import Completion, End, EngineServer, Piece, Prompt, seed_of
@@ -180,9 +180,8 @@ class RemoteGenerator:
                 raise context_too_long(
                     self.max_context_tokens, "more", request.max_tokens
                 ) from error
-            if isinstance(error, ServerUnavailable):
-                # What a server refuses may quote the prompt; why it fails does not.
-                _log.warning("%s", error)
+            if not isinstance(error, ServerOverloaded):
+                _log.warning("the model's server failed: %s; its caller is told more", error.kind)
             raise error.as_core(self._model.unavailable) from error
         finally:
             self._counts.running -= 1

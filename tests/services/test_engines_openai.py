@@ -334,11 +334,18 @@ async def failure(fail: Handler, **options: Any) -> ArbitrageError:
     ],
 )
 async def test_a_status_that_says_no_is_an_error_of_ours(
-    status: int, body: object, kind: type[ArbitrageError], said: str
+    status: int,
+    body: object,
+    kind: type[ArbitrageError],
+    said: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     error = await failure(lambda _, reply: reply.answer(status, body))
     assert isinstance(error, kind)
     assert re.search(said, str(error))
+    is_failure = kind not in (ContextTooLong, Overloaded)
+    assert (f", status {status};" in caplog.text) == is_failure
+    assert "oops" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -408,8 +415,14 @@ def streaming(*parts: bytes, ends: bool = True) -> Handler:
         (lambda _, reply: reply.answer(200, {"choices": []}), "text/event-stream"),
     ],
 )
-async def test_a_stream_that_makes_no_sense_is_unavailable(handler: Handler, said: str) -> None:
+async def test_a_stream_that_makes_no_sense_is_unavailable(
+    handler: Handler, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
     error = await failure(handler)
+    # Logs hold no text of problems or steps, and this may be some.
+    assert "the model's server failed: " in caplog.text
+    assert "oops" not in caplog.text
+    assert "out of memory" not in caplog.text
     assert isinstance(error, TargetUnavailable)
     assert said in str(error)
     assert "http://127.0.0.1" in str(error)
