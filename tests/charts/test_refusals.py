@@ -287,7 +287,7 @@ BY_TEMPLATE = [
     ),
     (
         of("draft", autoscaling={**KEDA, "minReplicas": 0}),
-        "draft.autoscaling.minReplicas: is 0, but every policy begins with a draft",
+        "draft.autoscaling.minReplicas: is 0, but every policy save target_only begins",
     ),
     (
         of("draft", modelCache={"mode": "pvc", "accessMode": "ReadOnlyMany"}),

@@ -44,7 +44,7 @@ fix. All of them are told at once.
 - {{ printf "%s.autoscaling.minReplicas: is 0, which an HPA cannot do; set it to 1, or take mode keda" $name | quote }}
 {{- end }}
 {{- if and (eq (int $scale.minReplicas) 0) (eq $name "draft") }}
-- "draft.autoscaling.minReplicas: is 0, but every policy begins with a draft; set it to at least 1"
+- "draft.autoscaling.minReplicas: is 0, but every policy save target_only begins with a draft; set it to at least 1"
 {{- end }}
 {{- if and (eq (int $scale.minReplicas) 0) (not $c.isModel) }}
 - {{ printf "%s.autoscaling.minReplicas: is 0, but without it nobody is told what is wanted; set it to at least 1" $name | quote }}

@@ -82,7 +82,7 @@ gateway: { module: services.gateway, image: gateway }
 {{- end }}
 {{- end -}}
 
-{{/* The policy that shows that all is well: the one that asks every model there is. Takes components. */}}
+{{/* The policy by which a deployment is tried: it needs no model that may be left out. Takes components. */}}
 {{- define "arbitrage.policy" -}}
 {{ ternary "arbitrage" "draft_only" (ne .router.reach "") }}
 {{- end -}}
